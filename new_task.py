@@ -1,0 +1,124 @@
+#!/usr/bin/env python
+"""Send tasks to the durable RabbitMQ queue "task_queue", for worker.py to do.
+
+    python new_task.py First message.   send the words as one task ("Hello World!" if none)
+    python new_task.py -                send each line of standard input, blank ones skipped
+    python new_task.py --help           show this help (or -h)
+
+" [x] Sent" is printed once RabbitMQ has confirmed the task: from then on it survives a restart.
+AMQP_URL says where RabbitMQ is: amqp://user:password@host:port/vhost (amqps:// for TLS), or
+several separated by commas, tried in order; unset, amqp://guest:guest@localhost:5672/%2F
+Exit status: 0 all is confirmed; 1 it is not, and standard error says why; 130 after Ctrl+C.
+"""
+
+import logging
+import os
+import queue
+import re
+import sys
+import threading
+from socket import gethostname
+
+import pika
+
+ADVICE = {  # what an error with this in it means, and what to do
+    "AMQP_URL": "write amqp://user:password@host:port/vhost, special characters as %XX",
+    "ConnectionRefused": "nothing listens there; start RabbitMQ",
+    "gaierror": "unknown host",
+    "StackTimeout": "no answer; is RabbitMQ frozen, or the network down?",
+    "IncompatibleProtocol": "hung up at once; it is still starting, or it is not RabbitMQ",
+    "Login was refused": "login refused; check the user and password in AMQP_URL",
+    "NOT_ALLOWED": "no such vhost, or not for this user; check the vhost in AMQP_URL",
+    "ACCESS_REFUSED - access": "check the user's permissions",
+    "inequivalent arg": "delete or rename the old queue",
+    "BlockedTimeout": "a memory or disk alarm stops publishers; free some, then send again",
+    "NackError": "the queue is full; send again when workers have caught up",
+    "UnroutableError": "the queue was deleted; send again",
+}
+
+
+class Broker(pika.URLParameters):
+    """An AMQP URL, with times in seconds that tell any failure within half a minute."""
+
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika sees a silent broker within 2 * (heartbeat + 5)
+    DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
+    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # an alarm would be waited out, however long
+    DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"new_task.py {gethostname()} {os.getpid()}"}
+
+
+def stdin_lines(connection):
+    """Yield the lines of standard input that are not blank, as bytes without their ends."""
+    lines = queue.Queue(maxsize=16)  # bounded, so that any input fits into memory
+    stdin = open(0, "rb", closefd=False)
+
+    def read():
+        try:
+            for line in stdin:
+                lines.put(line)
+            lines.put(b"")
+        except OSError as error:
+            lines.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=1)
+        except queue.Empty:
+            connection.process_data_events()  # heartbeats go on while the input stalls
+            continue
+        if isinstance(line, OSError):
+            raise line
+        if not line:
+            return
+        if line.strip():
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def main() -> int:
+    """Send what the command line says; return the exit status."""
+    words = sys.argv[1:]
+    if words[:1] in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return 0
+    sys.stdout.reconfigure(errors="backslashreplace")
+    logging.getLogger("pika").addHandler(logging.NullHandler())  # we tell its errors ourselves
+    confirmed, step = 0, "use AMQP_URL"
+    try:
+        urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+        brokers = [Broker(url) for url in re.split(",(?=amqps?:)", urls)]
+        send = step = "send to " + " or ".join(f"{broker.host}:{broker.port}" for broker in brokers)
+        connection = pika.BlockingConnection(brokers)
+        channel = connection.channel()
+        channel.queue_declare(queue="task_queue", durable=True)
+        channel.confirm_delivery()
+        message = os.fsencode(" ".join(words)) or b"Hello World!"
+        for body in stdin_lines(connection) if words == ["-"] else [message]:
+            channel.basic_publish(
+                exchange="",
+                routing_key="task_queue",
+                body=body,
+                properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
+                mandatory=True,
+            )
+            confirmed, step = confirmed + 1, "write to standard output"
+            text = body.decode(errors="backslashreplace")
+            print(f" [x] Sent {text if text.isprintable() else ascii(text)[1:-1]}", flush=True)
+            step = send
+        connection.close()
+        return 0
+    except KeyboardInterrupt:
+        status, why = 130, "interrupted"
+    except Exception as error:
+        known = [advice for sign, advice in ADVICE.items() if sign in f"{step} {error!r}"]
+        reply = getattr(error, "reply_text", None)  # RabbitMQ's own words
+        reason = "; ".join(filter(None, [reply, *known])) or f"{type(error).__name__}: {error}"
+        status, why = 1, f"cannot {step}: {' '.join(reason.split())}"
+    sys.stdout = None  # or the interpreter, too, complains of what it could not write
+    if words == ["-"]:
+        why += f" ({confirmed} tasks confirmed)"
+    print(f"new_task.py: {why}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
