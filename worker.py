@@ -1,0 +1,182 @@
+#!/usr/bin/env python
+"""Do the tasks of the durable RabbitMQ queue "task_queue", one at a time, a second for each dot.
+
+    python worker.py           work until Ctrl+C; start as many workers as you like
+    python worker.py --help    show this help (or -h)
+
+A task is acknowledged when it is done; if the worker ends before, RabbitMQ gives it to another.
+Ctrl+C stops at once. SIGTERM finishes the task in hand first; a second one stops at once.
+When RabbitMQ goes away, the worker connects again, after pauses of 1 to 30 seconds.
+AMQP_URL says where RabbitMQ is: amqp://user:password@host:port/vhost (amqps:// for TLS), or
+several separated by commas, tried in order; unset, amqp://guest:guest@localhost:5672/%2F
+Exit status: 0 after Ctrl+C or SIGTERM; 1 if it cannot work, and standard error says why.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import random
+import re
+import signal
+import sys
+import threading
+import time
+from socket import gethostname
+
+import pika
+
+ADVICE = {  # what an error with this in it means, and what to do
+    "AMQP_URL": "write amqp://user:password@host:port/vhost, special characters as %XX",
+    "ConnectionRefused": "nothing listens there; start RabbitMQ",
+    "gaierror": "unknown host",
+    "StackTimeout": "no answer; is RabbitMQ frozen, or the network down?",
+    "IncompatibleProtocol": "hung up at once; it is still starting, or it is not RabbitMQ",
+    "Login was refused": "login refused; check the user and password in AMQP_URL",
+    "NOT_ALLOWED": "no such vhost, or not for this user; check the vhost in AMQP_URL",
+    "ACCESS_REFUSED - access": "check the user's permissions",
+    "inequivalent arg": "delete or rename the old queue",
+}
+HOPELESS = ("AMQP_URL", "ACCESS_REFUSED", "NOT_ALLOWED", "inequivalent arg", "CERTIFICATE_VERIFY")
+
+
+class Broker(pika.URLParameters):
+    """An AMQP URL, with times in seconds that tell any failure within half a minute."""
+
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika sees a silent broker within 2 * (heartbeat + 5)
+    DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
+    DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"worker.py {gethostname()} {os.getpid()}"}
+
+
+def work(body: bytes) -> None:
+    """Do one task; put your own work here. If it raises, the task goes back to the queue.
+
+    It may take hours and all of the CPU, since the connection lives in another thread. A task
+    can come twice (if the worker dies before it acknowledges), so make it safe to repeat.
+    """
+    if seconds := body.count(b"."):
+        time.sleep(seconds)
+
+
+def consume(brokers):
+    """Yield None when consuming begins, then for each task its body and a function to settle it.
+
+    The function takes whether this task was the last, and acknowledges it. The connection lives
+    in a thread of its own, so that heartbeats go on while the caller works; what it raises, and
+    what pika raises when it cannot connect, is raised here. Closing returns an open task.
+    """
+    tasks, settled, unacknowledged = queue.SimpleQueue(), queue.SimpleQueue(), []
+    connection = pika.BlockingConnection(brokers)
+
+    def callback(ch, method, properties, body):
+        unacknowledged.append(body)
+        tasks.put(body)
+        while unacknowledged and ch.is_open:
+            try:
+                last = settled.get(timeout=0.5)
+            except queue.Empty:
+                connection.process_data_events()  # heartbeats
+                continue
+            if last is None:
+                sys.exit()  # ends this thread; to close the channel returns the task to the queue
+            if last:
+                ch.stop_consuming()  # before the acknowledgement, which would bring a new task
+            ch.basic_ack(delivery_tag=method.delivery_tag)
+            unacknowledged.clear()
+
+    def run():
+        try:
+            with connection:
+                channel = connection.channel()
+                channel.queue_declare(queue="task_queue", durable=True)
+                channel.basic_qos(prefetch_count=1)
+                channel.basic_consume(queue="task_queue", on_message_callback=callback)
+                tasks.put(None)
+                channel.start_consuming()
+            raise ConnectionError("RabbitMQ cancelled the consumer; was the queue deleted?")
+        except Exception as error:
+            tasks.put(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                task = tasks.get(timeout=0.5)  # without an end, Windows would not see Ctrl+C
+            except queue.Empty:
+                continue
+            if isinstance(task, Exception):
+                raise task
+            yield task, settled.put
+    finally:
+        settled.put(None)
+        with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):
+            connection.add_callback_threadsafe(sys.exit)
+        thread.join(timeout=0.8)  # a frozen broker does not keep us
+        if unacknowledged:
+            print("worker.py: a task was not acknowledged, and comes again", file=sys.stderr)
+
+
+def main() -> int:
+    """Work until a signal comes; return the exit status."""
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return 0
+    sys.stdout.reconfigure(errors="backslashreplace")
+    logging.getLogger("pika").addHandler(logging.NullHandler())  # its errors are told below
+    busy = draining = consumed = False
+    pause, step = 1, "use AMQP_URL"
+
+    def on_sigterm(signum, frame):
+        nonlocal draining
+        if draining or not busy:
+            raise KeyboardInterrupt
+        draining = True
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    while True:
+        try:
+            urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+            brokers = [Broker(url) for url in re.split(",(?=amqps?:)", urls)]
+            where = " or ".join(f"{broker.host}:{broker.port}" for broker in brokers)
+            step = f"consume from {where}"
+            with contextlib.closing(consume(brokers)) as tasks:
+                for body, settle in tasks:
+                    step = "write to standard output"
+                    if body is None:
+                        print(" [*] Waiting for messages. To exit press CTRL+C", flush=True)
+                        consumed, pause = True, 1
+                    else:
+                        busy = True
+                        text = body.decode(errors="backslashreplace")
+                        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+                        print(f" [x] Received {text}", flush=True)
+                        step = "do the task"
+                        work(body)
+                        step = "write to standard output"
+                        print(" [x] Done", flush=True)
+                        settle(draining)
+                        busy = False
+                        if draining:
+                            return 0
+                    step = f"consume from {where}"
+        except Exception as error:
+            signs = f"{step} {error!r}"
+            reply = getattr(error, "reply_text", None)  # RabbitMQ's own words
+            known = [advice for sign, advice in ADVICE.items() if sign in signs]
+            why = "; ".join(filter(None, [reply, *known])) or f"{type(error).__name__}: {error}"
+            fault = " ".join(f"worker.py: cannot {step}: {why}".split())
+            hopeless = not consumed and any(sign in signs for sign in HOPELESS)
+            if hopeless or draining or "output" in step:
+                sys.stdout = None  # or the interpreter, too, tells what it could not write
+                print(fault, file=sys.stderr)
+                return 1
+            busy, seconds = False, random.uniform(pause, 1.5 * pause)  # so that workers spread
+            print(f"{fault}; trying again in {seconds:.1f} s", file=sys.stderr, flush=True)
+            pause = min(2 * pause, 20)
+            time.sleep(seconds)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
