@@ -1,0 +1,287 @@
+"""The two RabbitMQs that the tests start: a container, or a private node of the installed server.
+
+Both have one interface: start, stop, kill, freeze, thaw, ctl, log and close. A broker listens on
+free ports of 127.0.0.1 and keeps them and its data from one start to the next, until close().
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+
+import pika
+from waiting import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+DEBIAN = Path("/usr/lib/rabbitmq/bin")  # its wrappers in /usr/sbin change the user
+
+
+def free_ports(count):
+    """Return `count` TCP ports that are free on 127.0.0.1 now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Broker:
+    """What both brokers share: where they listen, and how to see that they do."""
+
+    host = "127.0.0.1"
+
+    def url(self, userinfo="guest:guest", vhost="%2F", port=None, query=""):
+        """Return the AMQP URL of this broker; `query` comes after a question mark."""
+        return f"amqp://{userinfo}@{self.host}:{port or self.port}/{vhost}" + (
+            query and f"?{query}"
+        )
+
+    def connect(self):
+        """Return a pika connection of the tests' own."""
+        return pika.BlockingConnection(pika.URLParameters(self.url()))
+
+    def answers(self):
+        """Whether a client can connect now."""
+        try:
+            self.connect().close()
+        except (pika.exceptions.AMQPError, OSError):
+            return False
+        return True
+
+    def wait_until_it_answers(self):
+        wait_until(lambda: self.answers() or self.check_alive(), "the broker answers", timeout=90)
+
+    def check_alive(self):
+        """Raise if the broker ended instead of starting."""
+
+    def set(self, key, erlang_value):
+        """Set one of RabbitMQ's settings while it runs (until its next start)."""
+        self.ctl("eval", f"application:set_env(rabbit, {key}, {erlang_value}).")
+
+    @contextlib.contextmanager
+    def alarm(self):
+        """Raise a memory alarm, and clear it in the end, whatever happens."""
+        self.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            yield
+        finally:
+            self.ctl("set_vm_memory_high_watermark", "0.4")
+
+    @contextlib.contextmanager
+    def frozen(self):
+        """Freeze the broker, and thaw it in the end, whatever happens."""
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
+    def restart(self):
+        self.stop()
+        self.start()
+
+
+class LocalBroker(Broker):
+    """A private node of the rabbitmq-server on this machine, with an epmd of its own."""
+
+    def __init__(self):
+        self.port, self.dist_port, self.epmd_port = free_ports(3)
+        self.folder = Path(tempfile.mkdtemp(prefix="work-queue-broker-"))
+        self.bin = DEBIAN if DEBIAN.exists() else Path(shutil.which("rabbitmq-server")).parent
+        (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{self.port}\n")
+        (self.folder / "plugins").write_text("[].")
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(self.folder),  # the Erlang cookie is there
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"tests-{uuid.uuid4().hex[:8]}@localhost",
+            "RABBITMQ_DIST_PORT": str(self.dist_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        # Without one of our own the node would start an epmd that outlives it.
+        self.epmd = subprocess.Popen(
+            [shutil.which("epmd") or "epmd", "-port", str(self.epmd_port)], env=self.env
+        )
+        self.server = None
+
+    @staticmethod
+    def available():
+        return DEBIAN.exists() or shutil.which("rabbitmq-server") is not None
+
+    def start(self):
+        """Start the node (on the same port and data as before) and wait until it answers."""
+        self.launch()
+        self.wait_until_it_answers()
+
+    def launch(self):
+        """Start the node and return while it boots."""
+        self.console = (self.folder / "console").open("ab")
+        self.server = subprocess.Popen(
+            [self.bin / "rabbitmq-server"],
+            env=self.env,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=self.console,
+            stderr=self.console,
+            start_new_session=True,  # the starter is a shell: signals go to its whole group
+        )
+
+    def check_alive(self):
+        if self.server.poll() is not None:
+            raise AssertionError("the broker ended:\n" + (self.folder / "console").read_text())
+
+    def signal(self, signum):
+        """Signal every process of the node; raise ProcessLookupError if there is none."""
+        os.killpg(self.server.pid, signum)
+
+    def stop(self):
+        """Stop the node in an orderly way."""
+        self.signal(signal.SIGTERM)
+        self.ended()
+
+    def kill(self):
+        """End the node at once, as a power failure would."""
+        self.signal(signal.SIGKILL)
+        self.ended()
+
+    def ended(self):
+        self.server.wait(timeout=60)
+        wait_until(lambda: not self.group_lives(), "every process of the broker has ended", 60)
+        self.console.close()
+        self.server = None
+
+    def group_lives(self):
+        try:
+            self.signal(0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def freeze(self):
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.signal(signal.SIGCONT)
+
+    def ctl(self, *words):
+        """Run rabbitmqctl; return what it printed."""
+        done = subprocess.run(
+            [self.bin / "rabbitmqctl", "-q", *words],
+            env=self.env,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def log(self):
+        """Return what the broker has logged since it was made."""
+        return "".join(path.read_text() for path in sorted((self.folder / "log").glob("*.log")))
+
+    def close(self):
+        """End everything that was started, and remove its data."""
+        if self.server:
+            with contextlib.suppress(ProcessLookupError):
+                self.kill()
+        self.epmd.kill()
+        self.epmd.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class DockerBroker(Broker):
+    """The project's own docker-compose.yml, under a project name and on ports of its own."""
+
+    def __init__(self):
+        self.port, self.management_port = free_ports(2)
+        self.project = f"work-queue-tests-{uuid.uuid4().hex[:8]}"
+        self.env = {
+            **os.environ,
+            "RABBITMQ_PORT": str(self.port),
+            "RABBITMQ_MANAGEMENT_PORT": str(self.management_port),
+        }
+        self.server = None
+
+    @staticmethod
+    def available():
+        return shutil.which("docker") is not None and all(
+            subprocess.run(["docker", *words], capture_output=True).returncode == 0
+            for words in (["info"], ["compose", "version"])
+        )
+
+    def compose(self, *words):
+        done = subprocess.run(
+            ["docker", "compose", "--project-name", self.project, *words],
+            env=self.env,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self):
+        """Start the container (on the same ports and volume as before), wait until it answers."""
+        if self.server is None:
+            self.compose("up", "--detach", "--wait")
+            self.server = self.project
+        else:
+            self.launch()
+        self.wait_until_it_answers()
+
+    def launch(self):
+        """Start the container and return while RabbitMQ boots."""
+        self.compose("start")
+
+    def stop(self):
+        self.compose("stop", "--timeout", "60")
+
+    def kill(self):
+        self.compose("kill", "--signal", "SIGKILL")
+
+    def freeze(self):
+        self.compose("pause")
+
+    def thaw(self):
+        self.compose("unpause")
+
+    def ctl(self, *words):
+        return self.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "-q", *words)
+
+    def log(self):
+        return self.compose("logs", "--no-color", "--no-log-prefix")
+
+    def close(self):
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
+
+
+BROKERS = {"docker": DockerBroker, "local": LocalBroker}
+
+
+def choose():
+    """Return the kind of broker that TEST_BROKER names; unset, docker where an engine answers."""
+    name = os.environ.get("TEST_BROKER") or ("docker" if DockerBroker.available() else "local")
+    if name not in BROKERS:
+        raise SystemExit(f"TEST_BROKER={name} is neither docker nor local")
+    if not BROKERS[name].available():
+        raise SystemExit(
+            f"TEST_BROKER={name}: there is "
+            + ("no Docker engine with compose" if name == "docker" else "no rabbitmq-server")
+        )
+    return BROKERS[name]

@@ -1,0 +1,148 @@
+"""The fixtures: a broker for the whole run, a clean queue and consoles for each test."""
+
+import signal
+
+import brokers
+import pytest
+from consoles import Console, script
+from waiting import wait_until
+
+WAITING = r" \[\*\] Waiting for messages\. To exit press CTRL\+C"
+
+# A shell that starts us in the background has us ignore Ctrl+C, and our consoles would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def broker():
+    """The broker of this run; TEST_BROKER says which kind."""
+    chosen = brokers.choose()()
+    try:
+        chosen.start()
+        yield chosen
+    finally:
+        chosen.close()
+
+
+def pytest_report_header():
+    return f"broker: {brokers.choose().__name__}"
+
+
+@pytest.fixture
+def queue(broker):
+    """A task queue that is not there yet, looked at from outside the scripts."""
+    look = Queue(broker)
+    look.delete()
+    return look
+
+
+class Queue:
+    """`task_queue`, through a connection of the tests' own for every look."""
+
+    def __init__(self, broker):
+        self.broker = broker
+
+    def do(self, action):
+        """Return `action(channel)` on a channel that is closed thereafter."""
+        with self.broker.connect() as connection:
+            return action(connection.channel())
+
+    def delete(self):
+        self.do(lambda channel: channel.queue_delete("task_queue"))
+
+    def declare(self, durable=True, **arguments):
+        self.do(lambda ch: ch.queue_declare("task_queue", durable=durable, arguments=arguments))
+
+    def ready(self):
+        """Return how many tasks wait for a worker (at once, while rabbitmqctl lags)."""
+        return self.do(
+            lambda channel: channel.queue_declare("task_queue", passive=True).method.message_count
+        )
+
+    def consumers(self):
+        return self.do(
+            lambda channel: channel.queue_declare("task_queue", passive=True).method.consumer_count
+        )
+
+    def take(self):
+        """Take one task off; return (body, properties), or None when there is none."""
+
+        def get(channel):
+            method, properties, body = channel.basic_get("task_queue", auto_ack=True)
+            return (body, properties) if method else None
+
+        return self.do(get)
+
+    def counts(self):
+        """Return (ready, unacknowledged) as `rabbitmqctl list_queues` shows them."""
+        shown = self.broker.ctl(
+            "list_queues", "name", "messages_ready", "messages_unacknowledged", "--no-table-headers"
+        )
+        rows = {
+            row.split("\t")[0]: row.split("\t")[1:] for row in shown.splitlines() if "\t" in row
+        }
+        ready, unacknowledged = rows["task_queue"]
+        return int(ready), int(unacknowledged)
+
+    def wait_for_counts(self, ready, unacknowledged):
+        wait_until(
+            lambda: self.counts() == (ready, unacknowledged),
+            f"{ready} ready and {unacknowledged} unacknowledged in rabbitmqctl list_queues",
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def open_console(broker, queue):
+    """Start programs that talk to the broker; all are ended with the test."""
+    opened = []
+
+    def start(*argv, url=None, env=None, **options):
+        console = Console(*argv, env={"AMQP_URL": url or broker.url(), **(env or {})}, **options)
+        opened.append(console)
+        return console
+
+    yield start
+    for console in opened:
+        console.close()
+    for console in opened:  # pytest shows this with a test that failed
+        print(console.transcript)
+
+
+@pytest.fixture
+def worker(open_console):
+    """Start `python worker.py`, and wait until it waits for messages (unless `waiting=False`)."""
+
+    def start(*words, waiting=True, **options):
+        console = open_console(*script("worker.py"), *words, **options)
+        if waiting:
+            console.wait_for_line(WAITING)
+        return console
+
+    return start
+
+
+@pytest.fixture
+def start_new_task(open_console):
+    """Start `python new_task.py WORDS` and leave it running."""
+    return lambda *words, **options: open_console(*script("new_task.py"), *words, **options)
+
+
+@pytest.fixture
+def new_task(start_new_task):
+    """Run `python new_task.py WORDS` until it ends well; return its console."""
+
+    def send(*words, status=0, **options):
+        console = start_new_task(*words, **options)
+        assert console.wait() == status, console.transcript
+        return console
+
+    return send
+
+
+@pytest.fixture
+def running_broker(broker):
+    """The broker, for tests that stop or freeze it: it runs again when they end."""
+    yield broker
+    if not broker.answers():
+        broker.start()

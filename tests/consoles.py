@@ -1,0 +1,128 @@
+"""Programs started as a user starts them, each in a console of its own that can be read."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from waiting import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Line(NamedTuple):
+    """A line that a console showed: on which stream, what, and when (monotonic seconds)."""
+
+    stream: str
+    text: str
+    at: float
+
+
+class Console:
+    """A running program, what it has printed, and the ways to end it."""
+
+    def __init__(self, *argv, env=None, stdin=subprocess.DEVNULL, cwd=ROOT, name=None):
+        self.name = name or " ".join(str(word) for word in argv[1:])
+        self.lines = []
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            argv,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.stdin = self.process.stdin
+        self.readers = [
+            threading.Thread(target=self._read, args=(stream, pipe), daemon=True)
+            for stream, pipe in (("out", self.process.stdout), ("err", self.process.stderr))
+        ]
+        for reader in self.readers:
+            reader.start()
+
+    def _read(self, stream, pipe):
+        for line in pipe:
+            text = line.decode(errors="surrogateescape").removesuffix("\n")
+            self.lines.append(Line(stream, text, time.monotonic()))
+        pipe.close()
+
+    def texts(self, stream):
+        return [line.text for line in list(self.lines) if line.stream == stream]
+
+    @property
+    def out(self):
+        """The lines of standard output so far."""
+        return self.texts("out")
+
+    @property
+    def err(self):
+        """The lines of standard error so far."""
+        return self.texts("err")
+
+    @property
+    def transcript(self):
+        """All that the console showed, for a failing test's report."""
+        shown = "".join(
+            f"{line.at - self.started:8.2f} {line.stream} {line.text}\n"
+            for line in list(self.lines)
+        )
+        return f"--- {self.name} (exit status {self.process.poll()})\n{shown}"
+
+    def wait_for_line(self, pattern, timeout=30.0, count=1):
+        """Return the `count`-th line that matches `pattern`; fail once it cannot come."""
+
+        def found():
+            ended = self.process.poll() is not None
+            if ended:
+                for reader in self.readers:
+                    reader.join()
+            hits = [line for line in list(self.lines) if re.fullmatch(pattern, line.text)]
+            if len(hits) >= count:
+                return hits[count - 1]
+            if ended:
+                raise AssertionError(f"ended without {pattern!r}:\n{self.transcript}")
+            return None
+
+        try:
+            return wait_until(found, f"line {count} like {pattern!r}", timeout, poll=0.01)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.transcript}") from None
+
+    def wait(self, timeout=40.0):
+        """Wait until the program ends by itself; return its exit status."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout:g} s\n{self.transcript}") from None
+        for reader in self.readers:
+            reader.join()
+        return status
+
+    def signal(self, signum):
+        self.process.send_signal(signum)
+
+    def ctrl_c(self):
+        self.signal(signal.SIGINT)
+
+    def kill(self):
+        """End the program as `kill -9` does, thawed or frozen, and everything it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.wait()
+
+    def close(self):
+        self.kill()
+        if self.stdin:
+            self.stdin.close()
+
+
+def script(name):
+    """Return how to run one of the project's scripts with the tests' own interpreter."""
+    return [sys.executable, str(ROOT / name)]
