@@ -1,0 +1,46 @@
+# Sourced by tests/run and tests/demo: gets what they need, says so, and leaves the rest alone.
+# Needs Python 3.10 or later; makes .venv, and a broker where the machine has none.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+give_up() {
+    echo "$0: $1" >&2
+    exit 1
+}
+
+can_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
+install() {
+    echo "$0: installing $* with apt-get" >&2
+    # RUNLEVEL=1: the packages are wanted, not the services that they would start.
+    (apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+        apt-get install -qy --no-install-recommends "$@") >/dev/null ||
+        give_up "apt-get could not install $*"
+}
+
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+    give_up "needs Python 3.10 or later as python3"
+
+# A .venv that was not finished, or is older than what it should hold, is made again.
+if ! [ .venv/complete -nt requirements.txt ] || ! [ .venv/complete -nt tests/requirements.txt ]; then
+    echo "$0: making .venv with requirements.txt and tests/requirements.txt" >&2
+    python3 -m venv --clear .venv >/dev/null 2>&1 || {
+        can_install || give_up "python3 cannot make a virtual environment; install its venv module"
+        install python3-venv
+        python3 -m venv --clear .venv
+    }
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+        -r requirements.txt -r tests/requirements.txt
+    touch .venv/complete
+fi
+
+broker_there() { .venv/bin/python -c 'import sys; sys.path.insert(0, "tests"); import brokers
+sys.exit(not any(kind.available() for kind in brokers.BROKERS.values()))'; }
+
+if [ "${TEST_BROKER:-}" != docker ] && ! command -v rabbitmq-server >/dev/null; then
+    if [ "${TEST_BROKER:-}" = local ] || ! broker_there; then
+        can_install || give_up "needs a Docker engine with compose (docs.docker.com/engine/install), \
+or rabbitmq-server (rabbitmq.com/docs/download)"
+        install rabbitmq-server
+    fi
+fi
