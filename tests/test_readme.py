@@ -1,0 +1,95 @@
+"""The README's commands and transcripts, run and compared, so that they cannot rot."""
+
+import re
+import subprocess
+
+import pytest
+from consoles import ROOT, script
+from waiting import wait_until
+
+README = (ROOT / "README.md").read_text()
+CONSOLES = re.findall(r"^```console\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+TEXTS = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+SCRIPTS = {name: (ROOT / name).read_text() for name in ("new_task.py", "worker.py")}
+
+
+def commands(block):
+    return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_the_three_consoles_show_what_the_readme_shows(worker, open_console):
+    """Every `$ python ...` of the consoles is run in order, and their output compared whole."""
+    session = next(block for block in CONSOLES if "new_task.py First" in block)
+    waiting = next(block for block in CONSOLES if "$ python worker.py" in block)
+    workers = [worker(), worker()]
+    assert [f"$ python worker.py\n{workers[0].out[0]}\n"] == [waiting]
+    seen = ""
+    for command in commands(session):
+        _, name, *words = command.split()
+        console = open_console(*script(name), *words)
+        assert console.wait() == 0
+        seen += f"$ {command}\n" + "".join(f"{line}\n" for line in console.out)
+    assert seen == session
+    for one, text in zip(workers, TEXTS, strict=True):
+        wait_until(lambda one=one, text=text: len(one.out) >= len(text.splitlines()), "its lines")
+        assert one.out == text.splitlines()
+
+
+@pytest.mark.parametrize("line", [line for block in PYTHON for line in block.splitlines()])
+def test_a_line_of_code_in_the_readme_is_a_line_of_the_scripts(line):
+    assert any(line.strip() in text for text in SCRIPTS.values())
+
+
+def test_the_queue_is_declared_durable_in_both_scripts():
+    declared = 'channel.queue_declare(queue="task_queue", durable=True)'
+    assert declared in README
+    assert all(declared in text for text in SCRIPTS.values())
+
+
+def test_what_the_readme_says_of_faults_is_what_the_scripts_say():
+    """Each fixed phrase of the table stands in a script, and each advice in the table."""
+    both = "".join(SCRIPTS.values())
+    table = README.split("## What can go wrong")[1].split("\n## ")[0]
+    said = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    for phrase in said:
+        if not phrase.startswith(("PRECONDITION", "ACCESS")):  # RabbitMQ's own words
+            core = phrase.removesuffix(" ...").removesuffix(";").removeprefix("cannot ")
+            assert core.removesuffix(":") in both, phrase
+    for advice in re.findall(r'^    "[\w -]+": "([^";]+)', both, re.MULTILINE):
+        assert advice in README or advice.startswith(("write", "check", "delete")), advice
+
+
+def test_the_readmes_settings_are_those_of_the_files():
+    text = "".join(SCRIPTS.values()) + (ROOT / "docker-compose.yml").read_text()
+    text += (ROOT / "tests" / "brokers.py").read_text()
+    for name in re.findall(r"`([A-Z]+_[A-Z_]+)`", README):
+        assert name in text, name
+
+
+def test_the_commands_that_install_are_runnable(tmp_path):
+    """The by-hand block, but for Docker's line: in a folder with copies of the scripts alone."""
+    block = next(block for block in CONSOLES if "pip install" in block)
+    lines = [line for line in commands(block) if not line.startswith("docker")]
+    for name in ("new_task.py", "worker.py", "requirements.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    lines += ["python worker.py --help", "python new_task.py --help"]
+    done = subprocess.run(
+        ["bash", "-ec", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, done.stderr
+    assert "python worker.py" in done.stdout and "python new_task.py" in done.stdout
+
+
+def test_the_files_that_the_readme_names_are_there():
+    for name in re.findall(r"`((?:tests/)?(?:test_)?\w+\.(?:py|txt|yml))`", README):
+        assert (ROOT / name).exists() or (ROOT / "tests" / name).exists() or name == "tasks.txt"
+    top = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert top >= {
+        "new_task.py",
+        "worker.py",
+        "requirements.txt",
+        "README.md",
+        "docker-compose.yml",
+        "tests",
+    }
