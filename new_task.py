@@ -11,6 +11,10 @@ several separated by commas, tried in order; unset, amqp://guest:guest@localhost
 Exit status: 0 all is confirmed; 1 it is not, and standard error says why; 130 after Ctrl+C.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends even the imports without a traceback
+
 import logging
 import os
 import queue
@@ -49,7 +53,7 @@ class Broker(pika.URLParameters):
 def stdin_lines(connection):
     """Yield the lines of standard input that are not blank, as bytes without their ends."""
     lines = queue.Queue(maxsize=16)  # bounded, so that any input fits into memory
-    stdin = open(0, "rb", closefd=False)
+    stdin = open(sys.stdin.fileno(), "rb", closefd=False)
 
     def read():
         try:
@@ -80,8 +84,11 @@ def main() -> int:
     if words[:1] in (["-h"], ["--help"]):
         print(__doc__.strip())
         return 0
-    sys.stdout.reconfigure(errors="backslashreplace")
-    logging.getLogger("pika").addHandler(logging.NullHandler())  # we tell its errors ourselves
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if words == ["-"]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # to tell what is confirmed
+    logging.getLogger("pika").addHandler(logging.NullHandler())  # its errors are told below
     confirmed, step = 0, "use AMQP_URL"
     try:
         urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"

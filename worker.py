@@ -12,13 +12,16 @@ several separated by commas, tried in order; unset, amqp://guest:guest@localhost
 Exit status: 0 after Ctrl+C or SIGTERM; 1 if it cannot work, and standard error says why.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl+C ends even the imports without a traceback
+
 import contextlib
 import logging
 import os
 import queue
 import random
 import re
-import signal
 import sys
 import threading
 import time
@@ -122,18 +125,23 @@ def main() -> int:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(__doc__.strip())
         return 0
-    sys.stdout.reconfigure(errors="backslashreplace")
-    logging.getLogger("pika").addHandler(logging.NullHandler())  # its errors are told below
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")
     busy = draining = consumed = False
     pause, step = 1, "use AMQP_URL"
+    logging.getLogger("pika").addHandler(logging.NullHandler())  # its errors are told below
 
-    def on_sigterm(signum, frame):
+    def stop(signum, frame):
         nonlocal draining
-        if draining or not busy:
-            raise KeyboardInterrupt
-        draining = True
+        if signum == signal.SIGTERM and busy and not draining:
+            draining = True
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):  # not again while we close the connection
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     while True:
         try:
             urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
