@@ -25,6 +25,8 @@ from socket import gethostname
 
 import pika
 
+# With a raw / ? or # in the password, pika would take what is before it for host and port.
+URL = r"amqps?://(?!.*[/?#].*@).*"
 ADVICE = {  # what an error with this in it means, and what to do
     "AMQP_URL": "write amqp://user:password@host:port/vhost, special characters as %XX",
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
@@ -33,7 +35,7 @@ ADVICE = {  # what an error with this in it means, and what to do
     "IncompatibleProtocol": "hung up at once; it is still starting, or it is not RabbitMQ",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
     "NOT_ALLOWED": "no such vhost, or not for this user; check the vhost in AMQP_URL",
-    "ACCESS_REFUSED - access": "check the user's permissions",
+    "access to queue": "check the user's permissions",
     "inequivalent arg": "delete or rename the old queue",
     "BlockedTimeout": "a memory or disk alarm stops publishers; free some, then send again",
     "NackError": "the queue is full; send again when workers have caught up",
@@ -53,6 +55,8 @@ class Broker(pika.URLParameters):
 def stdin_lines(connection):
     """Yield the lines of standard input that are not blank, as bytes without their ends."""
     lines = queue.Queue(maxsize=16)  # bounded, so that any input fits into memory
+    if not sys.stdin:
+        raise OSError("standard input is closed")
     stdin = open(sys.stdin.fileno(), "rb", closefd=False)
 
     def read():
@@ -92,7 +96,7 @@ def main() -> int:
     confirmed, step = 0, "use AMQP_URL"
     try:
         urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
-        brokers = [Broker(url) for url in re.split(",(?=amqps?:)", urls)]
+        brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(",(?=amqp)", urls)]
         send = step = "send to " + " or ".join(f"{broker.host}:{broker.port}" for broker in brokers)
         connection = pika.BlockingConnection(brokers)
         channel = connection.channel()

@@ -29,6 +29,8 @@ from socket import gethostname
 
 import pika
 
+# With a raw / ? or # in the password, pika would take what is before it for host and port.
+URL = r"amqps?://(?!.*[/?#].*@).*"
 ADVICE = {  # what an error with this in it means, and what to do
     "AMQP_URL": "write amqp://user:password@host:port/vhost, special characters as %XX",
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
@@ -37,7 +39,7 @@ ADVICE = {  # what an error with this in it means, and what to do
     "IncompatibleProtocol": "hung up at once; it is still starting, or it is not RabbitMQ",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
     "NOT_ALLOWED": "no such vhost, or not for this user; check the vhost in AMQP_URL",
-    "ACCESS_REFUSED - access": "check the user's permissions",
+    "access to queue": "check the user's permissions",
     "inequivalent arg": "delete or rename the old queue",
 }
 HOPELESS = ("AMQP_URL", "ACCESS_REFUSED", "NOT_ALLOWED", "inequivalent arg", "CERTIFICATE_VERIFY")
@@ -137,7 +139,7 @@ def main() -> int:
             draining = True
             return
         for number in (signal.SIGINT, signal.SIGTERM):  # not again while we close the connection
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, lambda *_: None)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -145,7 +147,7 @@ def main() -> int:
     while True:
         try:
             urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
-            brokers = [Broker(url) for url in re.split(",(?=amqps?:)", urls)]
+            brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(",(?=amqp)", urls)]
             where = " or ".join(f"{broker.host}:{broker.port}" for broker in brokers)
             step = f"consume from {where}"
             with contextlib.closing(consume(brokers)) as tasks:

@@ -1,5 +1,6 @@
 """The fixtures: a broker for the whole run, a clean queue and consoles for each test."""
 
+import os
 import signal
 
 import brokers
@@ -11,6 +12,7 @@ WAITING = r" \[\*\] Waiting for messages\. To exit press CTRL\+C"
 
 # A shell that starts us in the background has us ignore Ctrl+C, and our consoles would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide a flush that is missing
 
 
 @pytest.fixture(scope="session")

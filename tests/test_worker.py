@@ -1,0 +1,364 @@
+"""Section 2 of the contract: what worker.py promises, and how it ends and comes back."""
+
+import re
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from brokers import free_ports
+from conftest import WAITING
+from consoles import script
+from waiting import wait_until
+
+RECEIVED, DONE = r" \[x\] Received .*", r" \[x\] Done"
+AGAIN = r"worker\.py: .*trying again in [\d.]+ s"
+COMES_AGAIN = "worker.py: a task was not acknowledged, and comes again"
+UNEXPECTED = "client unexpectedly closed TCP connection"
+
+
+def publish(queue, body):
+    """Put `body` (bytes) into the queue as any producer may."""
+    queue.do(lambda channel: channel.basic_publish("", "task_queue", body))
+
+
+@pytest.fixture
+def altered_worker(open_console, tmp_path):
+    """Start a copy of worker.py with the body of work() replaced by `lines`."""
+
+    def start(lines, **options):
+        text = Path(script("worker.py")[1]).read_text(encoding="utf-8")
+        old = '    if seconds := body.count(b"."):\n        time.sleep(seconds)\n'
+        assert text.count(old) == 1
+        copy = tmp_path / "worker.py"
+        copy.write_text(text.replace(old, "".join(f"    {line}\n" for line in lines.split("\n"))))
+        console = open_console(sys.executable, str(copy), **options)
+        console.wait_for_line(WAITING)
+        return console
+
+    return start
+
+
+@pytest.fixture
+def orderly(broker):
+    """Assert that a worker which has ended had closed its connection as AMQP wants it."""
+
+    def check(console):
+        # The first line is logged at any end; the second says whether it was a sudden one.
+        closing = rf"closing AMQP connection .* {console.process.pid}[,)].*\n.*\n?"
+        lines = wait_until(lambda: re.search(closing, broker.log()), "its end is logged")[0]
+        assert "client unexpectedly closed TCP connection" not in lines
+
+    return check
+
+
+# --- What it shows ---
+
+
+def test_it_takes_one_task_at_a_time_and_acknowledges_it_when_it_is_done(worker, new_task, queue):
+    console = worker()
+    new_task("first...")
+    new_task("second")
+    console.wait_for_line(RECEIVED)
+    queue.wait_for_counts(1, 1)  # while it works: one in hand, the other not prefetched
+    console.wait_for_line(DONE, count=2)
+    queue.wait_for_counts(0, 0)
+    assert console.out == [
+        " [*] Waiting for messages. To exit press CTRL+C",
+        " [x] Received first...",
+        " [x] Done",
+        " [x] Received second",
+        " [x] Done",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("Grüße, 世界 🐇".encode(), "Grüße, 世界 🐇"),
+        (b"\xff\xfe", r"\xff\xfe"),
+        (b"a\n [x] Done", r"a\n [x] Done"),
+        (b"a\r [x] Done", r"a\r [x] Done"),
+        (b"\x1b[2Jx\x07\x9b", r"\x1b[2Jx\x07\x9b"),
+        ("x\u202eevil\u2028".encode(), r"x\u202eevil\u2028"),
+        ("\U000e0001".encode(), r"\U000e0001"),
+        (b"\0", r"\x00"),
+        (b"", ""),
+    ],
+)
+def test_no_body_forges_a_line_or_drives_the_terminal(worker, queue, body, shown):
+    console = worker()
+    publish(queue, body)
+    console.wait_for_line(DONE)
+    assert console.out[1:] == [f" [x] Received {shown}", " [x] Done"]
+    publish(queue, b"next")
+    console.wait_for_line(DONE, count=2)  # and no body kills the worker
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    ids=["PYTHONIOENCODING", "LC_ALL"],
+)
+def test_a_terminal_that_cannot_show_a_character_shows_its_escape(worker, queue, env):
+    console = worker(env=env)
+    publish(queue, "Grüße 世".encode())
+    console.wait_for_line(DONE)
+    assert console.out[1] == r" [x] Received Gr\xfc\xdfe \u4e16"
+
+
+def test_dots_are_counted_as_bytes_whatever_surrounds_them(worker, queue):
+    console = worker()
+    publish(queue, b"\xff.\xfe")
+    started = console.wait_for_line(RECEIVED).at
+    assert console.wait_for_line(DONE).at - started >= 0.95
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help(open_console, word):
+    console = open_console(*script("worker.py"), word, url="unusable")
+    assert console.wait() == 0
+    assert "AMQP_URL" in "\n".join(console.out)
+    assert console.err == []
+
+
+def test_the_broker_tells_workers_apart(worker, broker, queue):
+    console = worker()
+    name = f"worker.py {socket.gethostname()} {console.process.pid}"
+    wait_until(
+        lambda: name in broker.ctl("list_connections", "client_properties"),
+        f"{name} in rabbitmqctl list_connections",
+    )
+
+
+# --- Heartbeats while it works ---
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "time.sleep(9)",
+        "end = time.monotonic() + 9\nwhile time.monotonic() < end: pass",
+    ],
+    ids=["sleeping", "burning the CPU"],
+)
+def test_a_task_of_many_heartbeats_is_worked_once(altered_worker, broker, queue, work, orderly):
+    """Nine seconds at a heartbeat of one: a broker that misses two closes the connection."""
+    missed = broker.log().count("missed heartbeats")
+    console = altered_worker(work, url=broker.url(query="heartbeat=1"))
+    publish(queue, b"long")
+    console.wait_for_line(DONE)
+    queue.wait_for_counts(0, 0)
+    assert console.err == []
+    assert len([line for line in console.out if "Received" in line]) == 1
+    assert broker.log().count("missed heartbeats") == missed
+    console.ctrl_c()
+    console.wait()
+    orderly(console)
+
+
+# --- How it ends ---
+
+
+def ended_within(console, seconds, *signals):
+    """Send `signals`, and assert that the worker ends with status 0 within `seconds`."""
+    started = time.monotonic()
+    for signum in signals:
+        console.signal(signum)
+    assert console.wait() == 0, console.transcript
+    assert time.monotonic() - started < seconds, console.transcript
+    assert "Traceback" not in "\n".join(console.err)
+
+
+@pytest.fixture
+def busy(worker, queue):
+    """A worker with a task of `seconds` in hand, and a second task that waits."""
+
+    def start(seconds, **options):
+        console = worker(**options)
+        publish(queue, b"in hand" + b"." * seconds)
+        console.wait_for_line(RECEIVED)
+        publish(queue, b"waits")
+        return console
+
+    return start
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_idle_it_ends_at_once(worker, queue, orderly, signum):
+    console = worker()
+    ended_within(console, 1, signum)
+    orderly(console)
+    assert console.err == []
+
+
+def test_ctrl_c_ends_it_in_mid_task_and_the_task_goes_to_another(busy, worker, queue, orderly):
+    console = busy(30)
+    ended_within(console, 1, signal.SIGINT)
+    orderly(console)
+    assert console.err == [COMES_AGAIN]
+    assert " [x] Done" not in console.out
+    worker().wait_for_line(r" \[x\] Received in hand\.+", timeout=5)
+
+
+def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_takes_no_other(
+    busy, queue, orderly
+):
+    console = busy(2)
+    console.signal(signal.SIGTERM)
+    assert console.wait() == 0, console.transcript
+    orderly(console)
+    assert console.out[1:] == [" [x] Received in hand..", " [x] Done"]
+    assert console.err == []
+    wait_until(lambda: queue.ready() == 1, "only the other task is left")
+    assert queue.take()[0] == b"waits"
+
+
+def pending(console):
+    """Whether a signal waits to be taken by the process (as Linux tells)."""
+    status = Path(f"/proc/{console.process.pid}/status").read_text()
+    return any(int(mask, 16) for mask in re.findall(r"^(?:Shd|Sig)Pnd:\t(\w+)", status, re.M))
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_it_at_once(busy, queue, orderly, second):
+    console = busy(30)
+    console.signal(signal.SIGTERM)
+    if second == signal.SIGTERM:  # of two that are pending together one would be dropped
+        wait_until(lambda: not pending(console), "the first SIGTERM has been taken")
+    ended_within(console, 1, second)
+    orderly(console)
+    wait_until(lambda: queue.ready() == 2, "both tasks are back")
+
+
+def test_a_signal_ends_it_while_it_waits_to_connect_again(worker, queue):
+    console = worker(waiting=False, url=f"amqp://127.0.0.1:{free_ports(1)[0]}")
+    console.wait_for_line(AGAIN, count=2)
+    ended_within(console, 1, signal.SIGTERM)
+
+
+# --- How it comes back ---
+
+
+def test_pauses_grow_and_are_jittered(worker, queue):
+    """Nothing listens: of the pauses each is told, and kept, and longer than the one before."""
+    console = worker(waiting=False, url=f"amqp://127.0.0.1:{free_ports(1)[0]}")
+    last = console.wait_for_line(AGAIN, count=4)
+    pauses = [float(line.split()[-2]) for line in console.err]
+    for pause, low in zip(pauses, (1, 2, 4, 8), strict=True):
+        assert low <= pause <= 1.5 * low + 0.1
+    first = console.wait_for_line(AGAIN)
+    assert sum(pauses[:3]) - 0.3 <= last.at - first.at
+    assert all("127.0.0.1" in line and "start RabbitMQ" in line for line in console.err)
+
+
+@pytest.mark.parametrize("fault", ["stop", "kill"])
+def test_it_waits_for_a_broker_that_goes_away_and_comes_back(running_broker, worker, queue, fault):
+    idle = worker()
+    getattr(running_broker, fault)()
+    line = idle.wait_for_line(AGAIN)
+    assert str(running_broker.port) in line.text
+    late = worker(waiting=False)  # a broker that is not up yet is waited for, too
+    late.wait_for_line(AGAIN)
+    running_broker.start()
+    late.wait_for_line(WAITING, timeout=60)
+    idle.wait_for_line(WAITING, count=2, timeout=60)
+    for number in range(2):
+        publish(queue, b"task %d" % number)
+    for console in (idle, late):
+        console.wait_for_line(DONE)
+    running_broker.ctl("close_all_connections", "test")  # the pauses start over
+    line = wait_until(
+        lambda: next(
+            (text for text in idle.err if "CONNECTION_FORCED" in text and "test" in text), 0
+        ),
+        "the closed connection is told",
+    )
+    assert 1 <= float(line.split()[-2]) <= 1.6
+
+
+def test_a_finished_task_that_cannot_be_acknowledged_is_told_as_coming_again(
+    running_broker, busy, queue
+):
+    console = busy(4)
+    running_broker.kill()
+    running_broker.start()
+    console.wait_for_line(re.escape(COMES_AGAIN))
+    assert " [x] Done" in console.out
+    console.wait_for_line(WAITING, count=2, timeout=60)
+    assert len([line for line in console.err if re.fullmatch(AGAIN, line)]) >= 1
+
+
+def test_a_deleted_queue_is_declared_again(worker, queue):
+    console = worker()
+    queue.delete()
+    assert "was the queue deleted?" in console.wait_for_line(AGAIN).text
+    console.wait_for_line(WAITING, count=2)
+    publish(queue, b"task")
+    console.wait_for_line(DONE)
+
+
+def test_an_overdue_acknowledgement_is_told_and_it_consumes_again(broker, worker, queue):
+    """RabbitMQ closes the channel of a worker that takes longer than consumer_timeout."""
+    broker.set("consumer_timeout", 1000)
+    broker.set("channel_tick_interval", 500)
+    try:
+        console = worker()
+        publish(queue, b"too long....")
+        line = console.wait_for_line(AGAIN)
+        assert "PRECONDITION_FAILED - " in line.text
+        assert COMES_AGAIN in console.err
+    finally:
+        broker.set("consumer_timeout", 1800000)
+        broker.set("channel_tick_interval", 60000)
+    console.wait_for_line(WAITING, count=2)
+
+
+def test_a_task_that_raises_goes_back_and_is_told_and_tried_without_haste(altered_worker, queue):
+    console = altered_worker('if body == b"bad":\n    raise MemoryError("no room\\nleft")')
+    publish(queue, b"bad")
+    first = console.wait_for_line(r"worker\.py: cannot do the task: MemoryError: no room left; .*")
+    second = console.wait_for_line(r"worker\.py: cannot do the task: .*", count=2)
+    assert second.at - first.at >= 1
+    assert " [x] Done" not in console.out
+    console.ctrl_c()
+    assert console.wait() == 0
+    assert queue.take()[0] == b"bad"
+
+
+def test_what_is_hopeless_at_the_start_is_retried_once_it_has_worked(broker, worker, queue):
+    broker.ctl("add_user", "passing", "old")
+    try:
+        broker.ctl("set_permissions", "passing", ".*", ".*", ".*")
+        console = worker(url=broker.url("passing:old"))
+        broker.ctl("change_password", "passing", "new")
+        broker.ctl("close_all_connections", "changed")
+        console.wait_for_line(r".*login refused.*trying again.*")
+        broker.ctl("change_password", "passing", "old")
+        console.wait_for_line(WAITING, count=2)
+    finally:
+        broker.ctl("delete_user", "passing")
+
+
+def test_a_second_url_is_tried_when_the_first_fails(broker, worker, queue):
+    worker(url=f"amqp://127.0.0.1:{free_ports(1)[0]},{broker.url()}")
+
+
+# --- When its output is gone ---
+
+
+def test_a_reader_that_goes_away_ends_it_and_the_task_comes_again(broker, queue, open_console):
+    """As with `python worker.py | head -n 1`."""
+    command = f"{' '.join(script('worker.py'))} | head -n 1"
+    console = open_console("bash", "-c", command)
+    console.wait_for_line(WAITING)
+    wait_until(lambda: queue.consumers() == 1, "it consumes")
+    publish(queue, b"task")
+    console.wait()
+    assert console.err == [
+        COMES_AGAIN,
+        "worker.py: cannot write to standard output: BrokenPipeError: [Errno 32] Broken pipe",
+    ]
+    assert queue.take()[0] == b"task"
