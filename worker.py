@@ -90,6 +90,8 @@ def consume(brokers):
             unacknowledged.clear()
 
     def run():
+        if hasattr(signal, "pthread_sigmask"):  # signals go to the main thread, to end its sleep
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             with connection:
                 channel = connection.channel()
