@@ -6,6 +6,7 @@ free ports of 127.0.0.1 and keeps them and its data from one start to the next, 
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,12 +23,19 @@ DEBIAN = Path("/usr/lib/rabbitmq/bin")  # its wrappers in /usr/sbin change the u
 
 
 def free_ports(count):
-    """Return `count` TCP ports that are free on 127.0.0.1 now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Return `count` TCP ports that are free on 127.0.0.1 now.
+
+    They are below those that systems give to outgoing connections, one of which could otherwise
+    take the port of a broker that is stopped for a while.
+    """
+    ports = []
+    for port in random.sample(range(10_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise AssertionError("no free ports")
 
 
 class Broker:
@@ -64,13 +72,18 @@ class Broker:
         self.ctl("eval", f"application:set_env(rabbit, {key}, {erlang_value}).")
 
     @contextlib.contextmanager
-    def alarm(self):
-        """Raise a memory alarm, and clear it in the end, whatever happens."""
-        self.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+    def alarm(self, disk=False):
+        """Raise a memory (or disk) alarm, and clear it in the end, whatever happens."""
+        if disk:
+            raised, cleared = ("set_disk_free_limit", "100000GB"), ("set_disk_free_limit", "1MB")
+        else:
+            limit = "set_vm_memory_high_watermark"
+            raised, cleared = (limit, "absolute", "1MB"), (limit, "0.4")
+        self.ctl(*raised)
         try:
             yield
         finally:
-            self.ctl("set_vm_memory_high_watermark", "0.4")
+            self.ctl(*cleared)
 
     @contextlib.contextmanager
     def frozen(self):
@@ -112,7 +125,9 @@ class LocalBroker(Broker):
         }
         # Without one of our own the node would start an epmd that outlives it.
         self.epmd = subprocess.Popen(
-            [shutil.which("epmd") or "epmd", "-port", str(self.epmd_port)], env=self.env
+            [shutil.which("epmd") or "epmd", "-port", str(self.epmd_port)],
+            env=self.env,
+            start_new_session=True,  # Ctrl+C is for the tests, which end it after the node
         )
         self.server = None
 

@@ -1,18 +1,28 @@
 """The fixtures: a broker for the whole run, a clean queue and consoles for each test."""
 
+import logging
 import os
 import signal
+import sys
+from pathlib import Path
 
 import brokers
 import pytest
 from consoles import Console, script
 from waiting import wait_until
 
+# What a worker shows, as regular expressions.
 WAITING = r" \[\*\] Waiting for messages\. To exit press CTRL\+C"
+RECEIVED, DONE = r" \[x\] Received .*", r" \[x\] Done"
+AGAIN = r"worker\.py: .*trying again in [\d.]+ s"
+COMES_AGAIN = "worker.py: a task was not acknowledged, and comes again"
 
 # A shell that starts us in the background has us ignore Ctrl+C, and our consoles would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # then, too, all that runs is ended
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide a flush that is missing
+
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a broker that boots
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +64,10 @@ class Queue:
 
     def declare(self, durable=True, **arguments):
         self.do(lambda ch: ch.queue_declare("task_queue", durable=durable, arguments=arguments))
+
+    def publish(self, body):
+        """Put `body` (bytes) into the queue as any producer may."""
+        self.do(lambda channel: channel.basic_publish("", "task_queue", body))
 
     def ready(self):
         """Return how many tasks wait for a worker (at once, while rabbitmqctl lags)."""
@@ -119,6 +133,37 @@ def worker(open_console):
         console = open_console(*script("worker.py"), *words, **options)
         if waiting:
             console.wait_for_line(WAITING)
+        return console
+
+    return start
+
+
+@pytest.fixture
+def altered_worker(open_console, tmp_path):
+    """Start a copy of worker.py with the body of work() replaced by `lines`."""
+
+    def start(lines, **options):
+        text = Path(script("worker.py")[1]).read_text(encoding="utf-8")
+        old = '    if seconds := body.count(b"."):\n        time.sleep(seconds)\n'
+        assert text.count(old) == 1
+        copy = tmp_path / "worker.py"
+        copy.write_text(text.replace(old, "".join(f"    {line}\n" for line in lines.split("\n"))))
+        console = open_console(sys.executable, str(copy), **options)
+        console.wait_for_line(WAITING)
+        return console
+
+    return start
+
+
+@pytest.fixture
+def busy(worker, queue):
+    """A worker with a task of `seconds` in hand, and a second task that waits."""
+
+    def start(seconds, **options):
+        console = worker(**options)
+        queue.publish(b"in hand" + b"." * seconds)
+        console.wait_for_line(RECEIVED)
+        queue.publish(b"waits")
         return console
 
     return start

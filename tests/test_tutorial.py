@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pika
 import pytest
-from conftest import WAITING
+from conftest import DONE, WAITING
 from consoles import ROOT
 from waiting import wait_until
 
@@ -20,7 +20,6 @@ FIVE_TASKS = [
     "Fourth message....",
     "Fifth message.....",
 ]
-DONE = r" \[x\] Done"
 
 
 def received(text):

@@ -3,42 +3,14 @@
 import re
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from brokers import free_ports
-from conftest import WAITING
+from conftest import AGAIN, COMES_AGAIN, DONE, RECEIVED, WAITING
 from consoles import script
 from waiting import wait_until
-
-RECEIVED, DONE = r" \[x\] Received .*", r" \[x\] Done"
-AGAIN = r"worker\.py: .*trying again in [\d.]+ s"
-COMES_AGAIN = "worker.py: a task was not acknowledged, and comes again"
-UNEXPECTED = "client unexpectedly closed TCP connection"
-
-
-def publish(queue, body):
-    """Put `body` (bytes) into the queue as any producer may."""
-    queue.do(lambda channel: channel.basic_publish("", "task_queue", body))
-
-
-@pytest.fixture
-def altered_worker(open_console, tmp_path):
-    """Start a copy of worker.py with the body of work() replaced by `lines`."""
-
-    def start(lines, **options):
-        text = Path(script("worker.py")[1]).read_text(encoding="utf-8")
-        old = '    if seconds := body.count(b"."):\n        time.sleep(seconds)\n'
-        assert text.count(old) == 1
-        copy = tmp_path / "worker.py"
-        copy.write_text(text.replace(old, "".join(f"    {line}\n" for line in lines.split("\n"))))
-        console = open_console(sys.executable, str(copy), **options)
-        console.wait_for_line(WAITING)
-        return console
-
-    return start
 
 
 @pytest.fixture
@@ -90,10 +62,10 @@ def test_it_takes_one_task_at_a_time_and_acknowledges_it_when_it_is_done(worker,
 )
 def test_no_body_forges_a_line_or_drives_the_terminal(worker, queue, body, shown):
     console = worker()
-    publish(queue, body)
+    queue.publish(body)
     console.wait_for_line(DONE)
     assert console.out[1:] == [f" [x] Received {shown}", " [x] Done"]
-    publish(queue, b"next")
+    queue.publish(b"next")
     console.wait_for_line(DONE, count=2)  # and no body kills the worker
 
 
@@ -104,14 +76,14 @@ def test_no_body_forges_a_line_or_drives_the_terminal(worker, queue, body, shown
 )
 def test_a_terminal_that_cannot_show_a_character_shows_its_escape(worker, queue, env):
     console = worker(env=env)
-    publish(queue, "Grüße 世".encode())
+    queue.publish("Grüße 世".encode())
     console.wait_for_line(DONE)
     assert console.out[1] == r" [x] Received Gr\xfc\xdfe \u4e16"
 
 
 def test_dots_are_counted_as_bytes_whatever_surrounds_them(worker, queue):
     console = worker()
-    publish(queue, b"\xff.\xfe")
+    queue.publish(b"\xff.\xfe")
     started = console.wait_for_line(RECEIVED).at
     assert console.wait_for_line(DONE).at - started >= 0.95
 
@@ -148,7 +120,7 @@ def test_a_task_of_many_heartbeats_is_worked_once(altered_worker, broker, queue,
     """Nine seconds at a heartbeat of one: a broker that misses two closes the connection."""
     missed = broker.log().count("missed heartbeats")
     console = altered_worker(work, url=broker.url(query="heartbeat=1"))
-    publish(queue, b"long")
+    queue.publish(b"long")
     console.wait_for_line(DONE)
     queue.wait_for_counts(0, 0)
     assert console.err == []
@@ -170,20 +142,6 @@ def ended_within(console, seconds, *signals):
     assert console.wait() == 0, console.transcript
     assert time.monotonic() - started < seconds, console.transcript
     assert "Traceback" not in "\n".join(console.err)
-
-
-@pytest.fixture
-def busy(worker, queue):
-    """A worker with a task of `seconds` in hand, and a second task that waits."""
-
-    def start(seconds, **options):
-        console = worker(**options)
-        publish(queue, b"in hand" + b"." * seconds)
-        console.wait_for_line(RECEIVED)
-        publish(queue, b"waits")
-        return console
-
-    return start
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -213,7 +171,8 @@ def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_takes_no_other(
     assert console.out[1:] == [" [x] Received in hand..", " [x] Done"]
     assert console.err == []
     wait_until(lambda: queue.ready() == 1, "only the other task is left")
-    assert queue.take()[0] == b"waits"
+    method, _, body = queue.do(lambda channel: channel.basic_get("task_queue", auto_ack=True))
+    assert (body, method.redelivered) == (b"waits", False)
 
 
 def pending(console):
@@ -262,6 +221,7 @@ def test_pauses_grow_and_are_jittered(worker, queue):
     pauses = [float(line.split()[-2]) for line in console.err]
     for pause, low in zip(pauses, (1, 2, 4, 8), strict=True):
         assert low <= pause <= 1.5 * low + 0.1
+    assert pauses != [1, 2, 4, 8]  # which jitter leaves as they are once in a million
     first = console.wait_for_line(AGAIN)
     assert sum(pauses[:3]) - 0.3 <= last.at - first.at
     assert all("127.0.0.1" in line and "start RabbitMQ" in line for line in console.err)
@@ -279,7 +239,7 @@ def test_it_waits_for_a_broker_that_goes_away_and_comes_back(running_broker, wor
     late.wait_for_line(WAITING, timeout=60)
     idle.wait_for_line(WAITING, count=2, timeout=60)
     for number in range(2):
-        publish(queue, b"task %d" % number)
+        queue.publish(b"task %d" % number)
     for console in (idle, late):
         console.wait_for_line(DONE)
     running_broker.ctl("close_all_connections", "test")  # the pauses start over
@@ -309,7 +269,7 @@ def test_a_deleted_queue_is_declared_again(worker, queue):
     queue.delete()
     assert "was the queue deleted?" in console.wait_for_line(AGAIN).text
     console.wait_for_line(WAITING, count=2)
-    publish(queue, b"task")
+    queue.publish(b"task")
     console.wait_for_line(DONE)
 
 
@@ -319,7 +279,7 @@ def test_an_overdue_acknowledgement_is_told_and_it_consumes_again(broker, worker
     broker.set("channel_tick_interval", 500)
     try:
         console = worker()
-        publish(queue, b"too long....")
+        queue.publish(b"too long....")
         line = console.wait_for_line(AGAIN)
         assert "PRECONDITION_FAILED - " in line.text
         assert COMES_AGAIN in console.err
@@ -331,7 +291,7 @@ def test_an_overdue_acknowledgement_is_told_and_it_consumes_again(broker, worker
 
 def test_a_task_that_raises_goes_back_and_is_told_and_tried_without_haste(altered_worker, queue):
     console = altered_worker('if body == b"bad":\n    raise MemoryError("no room\\nleft")')
-    publish(queue, b"bad")
+    queue.publish(b"bad")
     first = console.wait_for_line(r"worker\.py: cannot do the task: MemoryError: no room left; .*")
     second = console.wait_for_line(r"worker\.py: cannot do the task: .*", count=2)
     assert second.at - first.at >= 1
@@ -368,7 +328,7 @@ def test_a_reader_that_goes_away_ends_it_and_the_task_comes_again(broker, queue,
     console = open_console("bash", "-c", command)
     console.wait_for_line(WAITING)
     wait_until(lambda: queue.consumers() == 1, "it consumes")
-    publish(queue, b"task")
+    queue.publish(b"task")
     console.wait()
     assert console.err == [
         COMES_AGAIN,
