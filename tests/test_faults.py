@@ -1,0 +1,363 @@
+"""The fault table: one test a row, named for what the user sees, with tasks in hand.
+
+Rows that concern one line of a script stand with the rest of its contract: kill -9 and Ctrl+C in
+test_tutorial.py; an overdue acknowledgement, a reader that goes away, work that raises, changed
+credentials and signals in test_worker.py; input that stalls and output that cannot be written in
+test_new_task.py; frozen, full or dying brokers as one script sees them in test_failures.py.
+"""
+
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import AGAIN, COMES_AGAIN, DONE, RECEIVED, WAITING
+from consoles import script
+from proxy import Proxy
+from waiting import wait_until
+
+HEARTBEAT = 2  # seconds; the broker gives up a client that was silent for two of them
+
+
+@pytest.fixture
+def proxy(broker):
+    """A way to the broker that can be cut; `proxy.url` leads through it."""
+    proxy = Proxy(broker.port)
+    proxy.url = broker.url(port=proxy.port, query=f"heartbeat={HEARTBEAT}")
+    yield proxy
+    proxy.close()
+
+
+def received(*consoles):
+    prefix = " [x] Received "
+    return [line.removeprefix(prefix) for c in consoles for line in c.out if prefix in line]
+
+
+def done(*consoles):
+    """Return the tasks that were worked to their end."""
+    found = []
+    for console in consoles:
+        pairs = zip(console.out, console.out[1:], strict=False)
+        found += [line[14:] for line, after in pairs if after == " [x] Done" and "Rec" in line]
+    return found
+
+
+def wait_until_all_is_done(queue, tasks, *consoles):
+    """Wait until each of `tasks` was done and none is left; fail if there is one never sent."""
+    wait_until(lambda: set(tasks) <= set(done(*consoles)), f"{tasks} are done", 90)
+    queue.wait_for_counts(0, 0)
+    assert set(done(*consoles)) == set(tasks)
+
+
+def told_in_one_line_each(console):
+    for line in console.err:
+        assert re.fullmatch(rf"{AGAIN}|{COMES_AGAIN}", line), console.transcript
+
+
+# --- The worker ---
+
+
+def test_a_frozen_worker_loses_its_task_to_another_and_comes_back(worker, broker, queue):
+    url = broker.url(query=f"heartbeat={HEARTBEAT}")
+    frozen = worker(url=url)
+    queue.publish(b"task.")
+    frozen.wait_for_line(RECEIVED)
+    frozen.signal(signal.SIGSTOP)
+    since = time.monotonic()
+    try:
+        other = worker(url=url)
+        moved = other.wait_for_line(r" \[x\] Received task\.").at - since
+        assert moved <= 3 * HEARTBEAT + 1  # RabbitMQ looks once a heartbeat: after two or three
+    finally:
+        frozen.signal(signal.SIGCONT)
+    frozen.wait_for_line(WAITING, count=2)
+    assert COMES_AGAIN in frozen.err
+    told_in_one_line_each(frozen)
+    other.kill()
+    queue.publish(b"next")
+    frozen.wait_for_line(r" \[x\] Received next")
+    queue.wait_for_counts(0, 0)
+
+
+def test_a_full_disk_under_the_output_ends_it_with_one_line(open_console, queue):
+    queue.declare()
+    queue.publish(b"task")
+    console = open_console("bash", "-c", f"{' '.join(script('worker.py'))} > /dev/full")
+    assert console.wait() == 1
+    *before, last = console.err
+    assert re.fullmatch(r"worker\.py: cannot write .*No space left on device", last)
+    assert before in ([], [COMES_AGAIN])  # it may have the task by then
+    assert queue.take()[0] == b"task"
+
+
+def test_a_connection_reset_in_mid_task_is_told_and_the_task_comes_again(worker, proxy, queue):
+    console = worker(url=proxy.url)
+    queue.publish(b"task..")
+    console.wait_for_line(RECEIVED)
+    proxy.reset()
+    console.wait_for_line(AGAIN)
+    console.wait_for_line(RECEIVED, count=2)
+    wait_until_all_is_done(queue, ["task.."], console)
+    assert COMES_AGAIN in console.err
+    told_in_one_line_each(console)
+
+
+@pytest.mark.parametrize("ways", [["to broker"], ["to client"], []], ids=["out", "in", "both"])
+def test_a_black_hole_in_mid_task_is_noticed_and_the_task_goes_to_another(
+    worker, proxy, broker, queue, ways
+):
+    """A hole towards the broker moves the task at once; the worker notices any, and tells."""
+    console = worker(url=proxy.url)
+    queue.publish(b"task..")
+    console.wait_for_line(RECEIVED)
+    with proxy.black_hole(*ways):
+        console.wait_for_line(AGAIN, timeout=2 * (HEARTBEAT + 5) + 10)
+        other = worker(url=broker.url(query=f"heartbeat={HEARTBEAT}"))
+        if ways != ["to client"]:  # the broker hears nothing of the worker, not even its end
+            other.wait_for_line(r" \[x\] Received task\.\.")
+    console.wait_for_line(WAITING, count=2, timeout=60)
+    wait_until_all_is_done(queue, ["task.."], console, other)
+    told_in_one_line_each(console)
+
+
+def test_a_slow_network_is_only_slow(worker, new_task, proxy, queue):
+    with proxy.slow(20_000):
+        console = worker(url=proxy.url)
+        new_task("x" * 60_000, url=proxy.url)
+        console.wait_for_line(DONE, timeout=30)
+    assert console.err == []
+
+
+def test_a_queue_deleted_under_a_task_in_hand_is_declared_again(worker, queue):
+    console = worker()
+    queue.publish(b"task..")
+    console.wait_for_line(RECEIVED)
+    queue.delete()
+    console.wait_for_line(WAITING, count=2)
+    queue.publish(b"next")
+    console.wait_for_line(r" \[x\] Received next")
+    queue.wait_for_counts(0, 0)
+    told_in_one_line_each(console)
+
+
+def test_a_vhost_deleted_while_it_works_is_waited_for(worker, broker, queue):
+    def add():
+        broker.ctl("add_vhost", "passing")
+        broker.ctl("set_permissions", "--vhost", "passing", "guest", ".*", ".*", ".*")
+
+    add()
+    try:
+        console = worker(url=broker.url(vhost="passing"))
+        broker.ctl("delete_vhost", "passing")
+        console.wait_for_line(r".*vhost.*trying again.*")
+        console.wait_for_line(r".*check the vhost.*trying again.*")
+        add()
+        console.wait_for_line(WAITING, count=2)
+    finally:
+        broker.ctl("delete_vhost", "passing")
+    told_in_one_line_each(console)
+
+
+@pytest.mark.parametrize("signals", [(2, 15), (15, 2), (2, 2)], ids=str)
+def test_two_signals_at_once_end_it_once(busy, queue, signals):
+    console = busy(30)
+    pressed = time.monotonic()
+    for signum in signals:
+        console.signal(signum)
+    # When it has closed its connection and ends, Python no longer keeps the second from ending it.
+    assert console.wait() in (0, -signals[1]), console.transcript
+    assert time.monotonic() - pressed < 1, console.transcript
+    assert console.err == [COMES_AGAIN]
+    wait_until(lambda: queue.ready() == 2, "both tasks are back")
+
+
+def test_a_signal_ends_it_while_it_connects_to_a_silent_broker(worker, proxy):
+    with proxy.black_hole():
+        console = worker(waiting=False, url=proxy.url)
+        wait_until(lambda: proxy.sockets, "it has begun to connect")
+        pressed = time.monotonic()
+        console.signal(signal.SIGTERM)
+        assert console.wait() == 0
+        assert time.monotonic() - pressed < 1, console.transcript
+        assert console.err == []
+
+
+def test_a_task_of_16_mib_is_sent_and_done(start_new_task, worker, queue, tmp_path):
+    """As much as RabbitMQ 4 takes by default. Printed, each byte is four characters."""
+    body = b"\xff" * (16 << 20)
+    (tmp_path / "task").write_bytes(body)
+    with (tmp_path / "task").open("rb") as stdin:
+        sent = start_new_task("-", stdin=stdin)
+    console = worker()
+    console.wait_for_line(DONE, timeout=60)
+    assert sent.wait() == 0
+    assert len(received(console)[0]) == 4 * len(body)
+    assert console.err == sent.err == []
+    queue.wait_for_counts(0, 0)
+
+
+def test_a_backlog_of_100_000_is_begun_at_once(worker, queue):
+    """It takes them one by one: prefetch bounds what a worker holds, however long the queue."""
+    queue.declare()
+
+    def fill(channel):
+        for number in range(100_000):
+            channel.basic_publish("", "task_queue", b"%d" % number)
+
+    queue.do(fill)
+    wait_until(lambda: queue.ready() == 100_000, "all have arrived")
+    console = worker()
+    console.wait_for_line(DONE, count=1000)
+    assert received(console)[:1000] == [str(number) for number in range(1000)]
+    memory = re.search(r"VmHWM:\s+(\d+) kB", proc_status(console))[1]
+    assert int(memory) < 60 << 10
+    console.ctrl_c()
+    console.wait()
+    finished = len(done(console))
+    wait_until(lambda: queue.ready() in (100_000 - finished, 100_001 - finished), "the rest waits")
+
+
+def proc_status(console):
+    with open(f"/proc/{console.process.pid}/status") as status:
+        return status.read()
+
+
+# --- The producer ---
+
+
+@pytest.fixture
+def stream(start_new_task):
+    """Start `new_task.py -`, and have what was given to it confirmed."""
+
+    def start(url=None):
+        console = start_new_task("-", stdin=subprocess.PIPE, url=url)
+        say(console, "before")
+        console.wait_for_line(r" \[x\] Sent before")
+        return console
+
+    return start
+
+
+def say(console, *lines):
+    console.stdin.write("".join(f"{line}\n" for line in lines).encode())
+    console.stdin.flush()
+
+
+def wait_until_blocked(broker):
+    wait_until(lambda: "blocked" in broker.ctl("list_connections", "state"), "a blocked connection")
+
+
+@pytest.mark.parametrize("fault", ["reset", "black hole"])
+def test_a_network_fault_in_mid_stream_says_how_many_are_confirmed(proxy, stream, queue, fault):
+    console = stream(proxy.url)
+    with proxy.black_hole():
+        say(console, "after")
+        if fault == "reset":
+            proxy.reset()
+        assert console.wait() == 1
+    assert console.out == [" [x] Sent before"]
+    assert len(console.err) == 1
+    assert re.fullmatch(
+        r"new_task\.py: cannot send to .*:\d+: .+ \(1 tasks confirmed\)", *console.err
+    )
+    assert queue.take()[0] == b"before"
+
+
+def test_an_alarm_in_mid_stream_holds_it_up_until_it_is_cleared(broker, stream, queue):
+    console = stream()
+    with broker.alarm():
+        say(console, "after")
+        wait_until_blocked(broker)
+        assert console.out == [" [x] Sent before"]
+    console.wait_for_line(r" \[x\] Sent after")
+    console.stdin.close()
+    assert console.wait() == 0
+    assert console.err == []
+
+
+def test_a_queue_deleted_in_mid_stream_is_told(stream, queue):
+    """An unroutable task is returned, and so never told as sent."""
+    console = stream()
+    queue.delete()
+    say(console, "after")
+    assert console.wait() == 1
+    assert console.out == [" [x] Sent before"]
+    assert len(console.err) == 1
+    assert "the queue was deleted; send again (1 tasks confirmed)" in console.err[0]
+
+
+# --- The broker ---
+
+
+def strike(broker, fault):
+    """Make `fault` happen to the broker, and have it run again."""
+    if fault == "freeze":
+        with broker.frozen():
+            time.sleep(3 * HEARTBEAT)  # longer than it takes the broker to give up a client
+    else:
+        getattr(broker, fault)()
+        broker.start()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3], ids=["no worker", "one worker", "three workers"])
+@pytest.mark.parametrize("fault", ["stop", "kill", "freeze"])
+def test_no_task_is_lost_with_the_broker(running_broker, worker, new_task, queue, fault, workers):
+    """Of three workers two are busy and one is idle; each is back when the broker is."""
+    url = running_broker.url(query=f"heartbeat={HEARTBEAT}")
+    tasks = ["first...", "second..."]
+    for task in tasks:
+        new_task(task)
+    consoles = [worker(url=url) for _ in range(workers)]
+    wait_until(lambda: len(received(*consoles)) == min(workers, 2), "the workers are busy")
+    strike(running_broker, fault)
+    consoles = consoles or [worker(url=url)]
+    wait_until_all_is_done(queue, tasks, *consoles)
+    wait_until(lambda: queue.consumers() == len(consoles), "every worker is back", 60)
+    for console in consoles:
+        assert console.process.poll() is None
+        told_in_one_line_each(console)
+
+
+def test_five_restarts_in_a_row_lose_nothing(running_broker, worker, new_task, queue):
+    tasks = [f"task {number}." for number in range(5)]
+    console = worker()
+    for task in tasks:
+        new_task(task)
+        running_broker.kill()
+        running_broker.start()
+    wait_until_all_is_done(queue, tasks, console)
+    told_in_one_line_each(console)
+
+
+def test_a_booting_broker_is_waited_for_or_told_and_never_a_traceback(
+    running_broker, worker, start_new_task, queue
+):
+    """Clients come one after another, from a closed port over an open one to a ready broker."""
+    running_broker.stop()
+    running_broker.launch()
+    console = worker(waiting=False)
+    tries = []
+    while not tries or tries[-1].wait() != 0:
+        assert len(tries) < 500, tries[-1].transcript
+        tries.append(start_new_task("task"))
+    for early in tries[:-1]:
+        assert early.process.poll() == 1
+        assert early.out == []
+        assert len(early.err) == 1, early.transcript
+        assert early.err[0].startswith("new_task.py: cannot send to 127.0.0.1")
+    console.wait_for_line(DONE, timeout=60)
+    told_in_one_line_each(console)
+
+
+def test_a_full_disk_of_the_broker_stops_producers_and_not_workers(
+    running_broker, worker, stream, queue
+):
+    producer, console = stream(), worker()
+    console.wait_for_line(DONE)
+    with running_broker.alarm(disk=True):
+        say(producer, "after")
+        wait_until_blocked(running_broker)
+        assert console.process.poll() is None
+    console.wait_for_line(DONE, count=2)
+    assert console.err == producer.err == []
