@@ -121,8 +121,9 @@ def main() -> int:
         status, why = 130, "interrupted"
     except Exception as error:
         known = [advice for sign, advice in ADVICE.items() if sign in f"{step} {error!r}"]
-        reply = getattr(error, "reply_text", None)  # RabbitMQ's own words
-        reason = "; ".join(filter(None, [reply, *known])) or f"{type(error).__name__}: {error}"
+        if reply := getattr(error, "reply_text", ""):  # RabbitMQ's own words
+            known.insert(0, reply)
+        reason = "; ".join(known) or f"{type(error).__name__}: {str(error) or error.args}"
         status, why = 1, f"cannot {step}: {' '.join(reason.split())}"
     sys.stdout = None  # or the interpreter, too, complains of what it could not write
     if words == ["-"]:

@@ -64,13 +64,13 @@ def work(body: bytes) -> None:
 
 
 def consume(brokers):
-    """Yield None when consuming begins, then for each task its body and a function to settle it.
+    """Yield None when consuming begins, then each task's body and the function to acknowledge it.
 
-    The function takes whether this task was the last, and acknowledges it. The connection lives
-    in a thread of its own, so that heartbeats go on while the caller works; what it raises, and
-    what pika raises when it cannot connect, is raised here. Closing returns an open task.
+    The function takes whether this task is the last. The connection lives in a thread of its own,
+    so that heartbeats go on while the caller works, and so that an acknowledgement is sent on the
+    channel of its delivery. What pika raises there is raised here. Closing returns an open task.
     """
-    tasks, settled, unacknowledged = queue.SimpleQueue(), queue.SimpleQueue(), []
+    tasks, finished, unacknowledged = queue.SimpleQueue(), queue.SimpleQueue(), []
     connection = pika.BlockingConnection(brokers)
 
     def callback(ch, method, properties, body):
@@ -78,7 +78,7 @@ def consume(brokers):
         tasks.put(body)
         while unacknowledged and ch.is_open:
             try:
-                last = settled.get(timeout=0.5)
+                last = finished.get(timeout=0.5)
             except queue.Empty:
                 connection.process_data_events()  # heartbeats
                 continue
@@ -114,9 +114,9 @@ def consume(brokers):
                 continue
             if isinstance(task, Exception):
                 raise task
-            yield task, settled.put
+            yield task, finished.put
     finally:
-        settled.put(None)
+        finished.put(None)
         with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):
             connection.add_callback_threadsafe(sys.exit)
         thread.join(timeout=0.8)  # a frozen broker does not keep us
@@ -124,16 +124,27 @@ def consume(brokers):
             print("worker.py: a task was not acknowledged, and comes again", file=sys.stderr)
 
 
-def main() -> int:
-    """Work until a signal comes; return the exit status."""
+def say(line: str) -> None:
+    """Print `line` at once, escaped where it is not printable; raise SystemExit if that fails."""
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        sys.stdout = None  # or the interpreter, too, tells what it could not write
+        sys.exit(f"worker.py: cannot write to standard output: {type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """Work until a signal comes; raise SystemExit with a line for the user if it cannot."""
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(__doc__.strip())
-        return 0
+        return
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")
+    logging.getLogger("pika").addHandler(logging.NullHandler())  # its errors are told below
     busy = draining = consumed = False
     pause, step = 1, "use AMQP_URL"
-    logging.getLogger("pika").addHandler(logging.NullHandler())  # its errors are told below
 
     def stop(signum, frame):
         nonlocal draining
@@ -150,45 +161,36 @@ def main() -> int:
         try:
             urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
             brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(",(?=amqp)", urls)]
-            where = " or ".join(f"{broker.host}:{broker.port}" for broker in brokers)
-            step = f"consume from {where}"
+            step = "consume from " + " or ".join(f"{one.host}:{one.port}" for one in brokers)
             with contextlib.closing(consume(brokers)) as tasks:
-                for body, settle in tasks:
-                    step = "write to standard output"
+                for body, acknowledge in tasks:
                     if body is None:
-                        print(" [*] Waiting for messages. To exit press CTRL+C", flush=True)
+                        say(" [*] Waiting for messages. To exit press CTRL+C")
                         consumed, pause = True, 1
-                    else:
-                        busy = True
-                        text = body.decode(errors="backslashreplace")
-                        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-                        print(f" [x] Received {text}", flush=True)
-                        step = "do the task"
-                        work(body)
-                        step = "write to standard output"
-                        print(" [x] Done", flush=True)
-                        settle(draining)
-                        busy = False
-                        if draining:
-                            return 0
-                    step = f"consume from {where}"
+                        continue
+                    busy = True
+                    say(f" [x] Received {body.decode(errors='backslashreplace')}")
+                    work(body)
+                    say(" [x] Done")
+                    acknowledge(draining)
+                    busy = False
+                    if draining:
+                        return
         except Exception as error:
             signs = f"{step} {error!r}"
-            reply = getattr(error, "reply_text", None)  # RabbitMQ's own words
-            known = [advice for sign, advice in ADVICE.items() if sign in signs]
-            why = "; ".join(filter(None, [reply, *known])) or f"{type(error).__name__}: {error}"
-            fault = " ".join(f"worker.py: cannot {step}: {why}".split())
-            hopeless = not consumed and any(sign in signs for sign in HOPELESS)
-            if hopeless or draining or "output" in step:
-                sys.stdout = None  # or the interpreter, too, tells what it could not write
-                print(fault, file=sys.stderr)
-                return 1
-            busy, seconds = False, random.uniform(pause, 1.5 * pause)  # so that workers spread
+            known = [advice for sign, advice in ADVICE.items() if sign in signs and not busy]
+            if reply := getattr(error, "reply_text", ""):  # RabbitMQ's own words
+                known.insert(0, reply)
+            why = "; ".join(known) or f"{type(error).__name__}: {str(error) or error.args}"
+            fault = f"worker.py: cannot {'do the task' if busy else step}: {' '.join(why.split())}"
+            if draining or not consumed and any(sign in signs for sign in HOPELESS):
+                sys.exit(fault)
+            seconds = random.uniform(pause, 1.5 * pause)  # so that workers spread
             print(f"{fault}; trying again in {seconds:.1f} s", file=sys.stderr, flush=True)
-            pause = min(2 * pause, 20)
+            busy, pause = False, min(2 * pause, 20)
             time.sleep(seconds)
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+        main()

@@ -103,6 +103,13 @@ def test_a_broker_that_does_not_let_us_in(start, broker, program, url, why, hope
 
 
 @SCRIPTS
+def test_a_network_without_a_way_there_is_told_in_the_systems_words(start, program):
+    """A link-local address that lacks its interface: nothing leaves this machine."""
+    console = start(program, url=f"amqp://u:{SECRET}@[fe80::1]:1/")
+    told(console, "Invalid argument|No route|unreachable", retried=program is WORKER)
+
+
+@SCRIPTS
 @pytest.mark.parametrize(
     "url",
     [

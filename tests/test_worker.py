@@ -56,6 +56,7 @@ def test_it_takes_one_task_at_a_time_and_acknowledges_it_when_it_is_done(worker,
         (b"\x1b[2Jx\x07\x9b", r"\x1b[2Jx\x07\x9b"),
         ("x\u202eevil\u2028".encode(), r"x\u202eevil\u2028"),
         ("\U000e0001".encode(), r"\U000e0001"),
+        ("ü\x1b".encode(), r"ü\x1b"),
         (b"\0", r"\x00"),
         (b"", ""),
     ],
@@ -299,6 +300,13 @@ def test_a_task_that_raises_goes_back_and_is_told_and_tried_without_haste(altere
     console.ctrl_c()
     assert console.wait() == 0
     assert queue.take()[0] == b"bad"
+
+
+def test_what_the_work_raises_is_not_taken_for_a_fault_of_the_connection(altered_worker, queue):
+    console = altered_worker('raise ConnectionRefusedError("the database")')
+    queue.publish(b"task")
+    told = r"worker\.py: cannot do the task: ConnectionRefusedError: the database; trying .*"
+    console.wait_for_line(told)
 
 
 def test_what_is_hopeless_at_the_start_is_retried_once_it_has_worked(broker, worker, queue):
