@@ -200,6 +200,7 @@ class LocalBroker(Broker):
             capture_output=True,
             text=True,
             timeout=90,
+            start_new_session=True,  # Ctrl+C is for the tests, which must still end the broker
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -247,6 +248,7 @@ class DockerBroker(Broker):
             capture_output=True,
             text=True,
             timeout=300,
+            start_new_session=True,  # Ctrl+C is for the tests, which must still end the broker
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -24,11 +24,16 @@ class Line(NamedTuple):
 
 
 class Console:
-    """A running program, what it has printed, and the ways to end it."""
+    """A running program, what it has printed, and the ways to end it.
 
-    def __init__(self, *argv, env=None, stdin=subprocess.DEVNULL, cwd=ROOT, name=None):
+    `on_line` is called with each Line as it comes, from one thread for each stream.
+    """
+
+    def __init__(
+        self, *argv, env=None, stdin=subprocess.DEVNULL, cwd=ROOT, name=None, on_line=None
+    ):
         self.name = name or " ".join(str(word) for word in argv[1:])
-        self.lines = []
+        self.lines, self.on_line = [], on_line
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             argv,
@@ -48,9 +53,12 @@ class Console:
             reader.start()
 
     def _read(self, stream, pipe):
-        for line in pipe:
-            text = line.decode(errors="surrogateescape").removesuffix("\n")
-            self.lines.append(Line(stream, text, time.monotonic()))
+        for raw in pipe:
+            text = raw.decode(errors="surrogateescape").removesuffix("\n")
+            line = Line(stream, text, time.monotonic())
+            self.lines.append(line)
+            if self.on_line:
+                self.on_line(line)
         pipe.close()
 
     def texts(self, stream):

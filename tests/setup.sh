@@ -1,4 +1,4 @@
-# Sourced by tests/run and tests/demo: gets what they need, says so, and leaves the rest alone.
+# Sourced by tests/run, demo and soak: gets what they need, says so, and leaves the rest alone.
 # Needs Python 3.10 or later; makes .venv, and a broker where the machine has none.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
