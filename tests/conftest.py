@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -185,6 +186,19 @@ def new_task(start_new_task):
         return console
 
     return send
+
+
+@pytest.fixture
+def orderly(broker):
+    """Assert that a program which has ended had closed its connection as AMQP wants it."""
+
+    def check(console):
+        # The first line is logged at any end; the second says whether it was a sudden one.
+        closing = rf"closing AMQP connection .* {console.process.pid}[,)].*\n.*\n?"
+        lines = wait_until(lambda: re.search(closing, broker.log()), "its end is logged")[0]
+        assert "client unexpectedly closed TCP connection" not in lines
+
+    return check
 
 
 @pytest.fixture
