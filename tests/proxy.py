@@ -12,13 +12,10 @@ WAYS = ("to broker", "to client")
 
 
 class Proxy:
-    """Listens on a free port of 127.0.0.1 and passes everything on to `port`, and back.
+    """Listens on a free port of 127.0.0.1 and passes everything on to `port`, and back."""
 
-    With `tls`, an ssl.SSLContext, it is what clients see of TLS; the broker sees plain AMQP.
-    """
-
-    def __init__(self, port, tls=None):
-        self.target, self.tls = port, tls
+    def __init__(self, port):
+        self.target = port
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.sockets = set()
@@ -38,8 +35,6 @@ class Proxy:
     def _serve(self, client):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(client)
-            if self.tls:  # one whom the client does not trust is hung up on, here
-                client = stack.enter_context(self.tls.wrap_socket(client, server_side=True))
             broker = stack.enter_context(socket.create_connection(("127.0.0.1", self.target)))
             pair = {client, broker}
             self.sockets |= pair
