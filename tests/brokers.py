@@ -41,7 +41,7 @@ def free_ports(count):
 class Broker:
     """What both brokers share: where they listen, and how to see that they do."""
 
-    host = "127.0.0.1"
+    host = inner_host = "127.0.0.1"
 
     def url(self, userinfo="guest:guest", vhost="%2F", port=None, query=""):
         """Return the AMQP URL of this broker; `query` comes after a question mark."""
@@ -280,6 +280,11 @@ class DockerBroker(Broker):
 
     def ctl(self, *words):
         return self.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "-q", *words)
+
+    @property
+    def inner_host(self):
+        """The container's own address, where all of its ports can be reached on Linux."""
+        return self.compose("exec", "-T", "rabbitmq", "hostname", "-i").strip()
 
     def log(self):
         return self.compose("logs", "--no-color", "--no-log-prefix")

@@ -1,0 +1,163 @@
+"""Who may come in: amqps:// with an authority of the tests' own, and credentials that stay unseen.
+
+The listeners are RabbitMQ's own, not a proxy's: it sends its authority along with its certificate,
+which changes what OpenSSL says to a client that does not know it.
+"""
+
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trustme
+from brokers import free_ports
+from conftest import RECEIVED
+from test_failures import NEW_TASK, SCRIPTS, SECRET, WORKER, told
+from waiting import wait_until
+
+UNCLEAR = pytest.mark.xfail(strict=True, reason="the scripts do not say yet what to do")
+
+
+def erlang(pem):
+    """Return a PEM as RabbitMQ's shell takes it, so that no file has to get to the broker."""
+    lines = pem.bytes().decode().splitlines()
+    return f'base64:decode(<<"{"".join(lines[1:-1])}">>)'
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def authority_file(authority, tmp_path_factory):
+    path = tmp_path_factory.mktemp("authority") / "authority.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def listeners(broker, authority):
+    """TLS listeners of the broker by what is wrong with the certificates, as "host:port"."""
+    if sys.platform != "linux" and broker.inner_host != broker.host:
+        pytest.skip("a container's own address is reached on Linux alone")
+    host, now = broker.inner_host, datetime.datetime.now(datetime.timezone.utc)
+    right, day = authority.issue_cert(host), datetime.timedelta(days=1)
+    certificates = {
+        "nothing": right,
+        "no authority": right,
+        "name": authority.issue_cert("elsewhere.example"),
+        "expired": authority.issue_cert(host, not_before=now - 2 * day, not_after=now - day),
+    }
+    ports = dict(zip(certificates, free_ports(len(certificates)), strict=True))
+    broker.ctl("eval", "rabbit_networking:ensure_ssl().")
+    for what, certificate in certificates.items():
+        sent_along = "" if what == "no authority" else erlang(authority.cert_pem)
+        broker.ctl(
+            "eval",
+            f'ok = rabbit_networking:start_ssl_listener({{"{host}", {ports[what]}, auto}}, ['
+            f"{{cert, {erlang(certificate.cert_chain_pems[0])}}},"
+            f"{{key, {{'ECPrivateKey', {erlang(certificate.private_key_pem)}}}}},"
+            f"{{cacerts, [{sent_along}]}}], 1).",
+        )
+    yield {what: f"{host}:{port}" for what, port in ports.items()}
+    for port in ports.values():
+        broker.ctl("eval", f'rabbit_networking:stop_tcp_listener({{"{host}", {port}, auto}}).')
+
+
+@pytest.fixture
+def start(open_console):
+    return lambda program, *words, **options: open_console(
+        *program, *(words or ("task",) * (program is NEW_TASK)), **options
+    )
+
+
+@pytest.mark.parametrize("where", ["in SSL_CERT_FILE", "in the URL"])
+def test_tasks_are_sent_and_done_over_tls(new_task, worker, listeners, authority_file, where):
+    url, env = f"amqps://guest:guest@{listeners['nothing']}/%2F", {}
+    if where == "in the URL":
+        url += f"?ssl_options={{'cafile': '{authority_file}'}}"
+    else:
+        env = {"SSL_CERT_FILE": str(authority_file)}
+    new_task("task", url=url, env=env)
+    console = worker(url=url, env=env)
+    console.wait_for_line(RECEIVED)
+    assert console.err == []
+
+
+@SCRIPTS
+@pytest.mark.parametrize(
+    "wrong, why",
+    [
+        ("name", "certificate is not valid for"),
+        ("expired", "certificate has expired"),
+    ],
+)
+def test_a_wrong_certificate_is_refused(start, program, listeners, authority_file, wrong, why):
+    place = listeners[wrong]
+    url = f"amqps://guest:{SECRET}@{place}/%2F"
+    told(start(program, url=url, env={"SSL_CERT_FILE": str(authority_file)}), why, place)
+
+
+@UNCLEAR
+@SCRIPTS
+@pytest.mark.parametrize("sent_along", ["nothing", "no authority"])
+def test_an_unknown_authority_is_refused(start, program, listeners, sent_along):
+    place = listeners[sent_along]
+    console = start(program, url=f"amqps://guest:{SECRET}@{place}/%2F")
+    told(console, "unknown authority; name the file with its certificate in SSL_CERT_FILE", place)
+
+
+@UNCLEAR
+@SCRIPTS
+def test_a_listener_without_tls_behind_amqps(start, broker, program):
+    place = f"127.0.0.1:{broker.port}"
+    console = start(program, url=f"amqps://guest:{SECRET}@{place}/%2F")
+    told(console, "no TLS there; write amqp://", place)
+
+
+@UNCLEAR
+@SCRIPTS
+def test_a_listener_with_tls_behind_amqp(start, listeners, program):
+    """It hangs up without a word, as a broker does that boots: so a worker tries again."""
+    place = listeners["nothing"]
+    console = start(program, url=f"amqp://guest:{SECRET}@{place}/%2F")
+    told(console, "hung up at once;.* amqps://", place, retried=program is WORKER)
+
+
+# --- Credentials: errors hide them in each of test_failures.py's and the above ---
+
+
+@pytest.fixture
+def url_with_secret(broker):
+    """The broker's URL for a user whose password is found wherever it shows."""
+    broker.ctl("add_user", "tenant", SECRET)
+    broker.ctl("set_permissions", "tenant", ".*", ".*", ".*")
+    yield broker.url(f"tenant:{SECRET}")
+    broker.ctl("delete_user", "tenant")
+
+
+@SCRIPTS
+def test_help_shows_no_password(start, url_with_secret, program):
+    console = start(program, "--help", url=url_with_secret)
+    assert console.wait() == 0
+    assert SECRET not in console.transcript
+
+
+@SCRIPTS
+def test_neither_the_connection_nor_the_process_list_shows_a_password(
+    start, broker, queue, url_with_secret, program
+):
+    console = start(
+        program, *["-"] * (program is NEW_TASK), url=url_with_secret, stdin=subprocess.PIPE
+    )
+    name = f"{program[-1].rpartition('/')[2]} "  # what it has told RabbitMQ of itself
+    shown = wait_until(
+        lambda: (
+            name in (text := broker.ctl("list_connections", "name", "client_properties")) and text
+        ),
+        f"{name} in rabbitmqctl list_connections",
+    )
+    assert SECRET not in shown
+    assert SECRET not in Path(f"/proc/{console.process.pid}/cmdline").read_text()
