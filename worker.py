@@ -36,13 +36,16 @@ ADVICE = {  # what an error with this in it means, and what to do
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror": "unknown host",
     "StackTimeout": "no answer; is RabbitMQ frozen, or the network down?",
-    "IncompatibleProtocol": "hung up at once; it is still starting, or it is not RabbitMQ",
+    "IncompatibleProtocol": "hung up at once; it boots, wants amqps://, or is not RabbitMQ",
+    "WRONG_VERSION_NUMBER": "no TLS there; write amqp://, or the port for TLS (usually 5671)",
+    "local issuer": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
+    "signed certificate": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
     "NOT_ALLOWED": "no such vhost, or not for this user; check the vhost in AMQP_URL",
     "access to queue": "check the user's permissions",
     "inequivalent arg": "delete or rename the old queue",
 }
-HOPELESS = ("AMQP_URL", "ACCESS_REFUSED", "NOT_ALLOWED", "inequivalent arg", "CERTIFICATE_VERIFY")
+HOPELESS = "AMQP_URL|ACCESS_REFUSED|NOT_ALLOWED|inequivalent arg|CERTIFICATE_VERIFY|WRONG_VERSION"
 
 
 class Broker(pika.URLParameters):
@@ -183,7 +186,7 @@ def main() -> None:
                 known.insert(0, reply)
             why = "; ".join(known) or f"{type(error).__name__}: {str(error) or error.args}"
             fault = f"worker.py: cannot {'do the task' if busy else step}: {' '.join(why.split())}"
-            if draining or not consumed and any(sign in signs for sign in HOPELESS):
+            if draining or not consumed and re.search(HOPELESS, signs):
                 sys.exit(fault)
             seconds = random.uniform(pause, 1.5 * pause)  # so that workers spread
             print(f"{fault}; trying again in {seconds:.1f} s", file=sys.stderr, flush=True)

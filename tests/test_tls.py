@@ -16,8 +16,6 @@ from conftest import RECEIVED
 from test_failures import NEW_TASK, SCRIPTS, SECRET, WORKER, told
 from waiting import wait_until
 
-UNCLEAR = pytest.mark.xfail(strict=True, reason="the scripts do not say yet what to do")
-
 
 def erlang(pem):
     """Return a PEM as RabbitMQ's shell takes it, so that no file has to get to the broker."""
@@ -100,7 +98,6 @@ def test_a_wrong_certificate_is_refused(start, program, listeners, authority_fil
     told(start(program, url=url, env={"SSL_CERT_FILE": str(authority_file)}), why, place)
 
 
-@UNCLEAR
 @SCRIPTS
 @pytest.mark.parametrize("sent_along", ["nothing", "no authority"])
 def test_an_unknown_authority_is_refused(start, program, listeners, sent_along):
@@ -109,7 +106,6 @@ def test_an_unknown_authority_is_refused(start, program, listeners, sent_along):
     told(console, "unknown authority; name the file with its certificate in SSL_CERT_FILE", place)
 
 
-@UNCLEAR
 @SCRIPTS
 def test_a_listener_without_tls_behind_amqps(start, broker, program):
     place = f"127.0.0.1:{broker.port}"
@@ -117,7 +113,6 @@ def test_a_listener_without_tls_behind_amqps(start, broker, program):
     told(console, "no TLS there; write amqp://", place)
 
 
-@UNCLEAR
 @SCRIPTS
 def test_a_listener_with_tls_behind_amqp(start, listeners, program):
     """It hangs up without a word, as a broker does that boots: so a worker tries again."""
