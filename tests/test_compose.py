@@ -19,6 +19,18 @@ def test_ports_are_published_on_this_machine_alone_and_can_be_moved():
     ]
 
 
+def test_the_clusters_ports_too():
+    text = (ROOT / "tests/cluster/docker-compose.yml").read_text()
+    ports = re.findall(r"- (\S+:\d+)$", text, re.MULTILINE)
+    assert ports == [
+        f"127.0.0.1:${{RABBITMQ_{name}_{node}:-{port + node - 1}}}:{port}"
+        for node in (1, 2, 3)
+        for name, port in (("PORT", 5672), ("MANAGEMENT_PORT", 15672))
+    ]
+    image = r"^ +image: .*$"
+    assert re.findall(image, text, re.M)[0].strip() == re.findall(image, TEXT, re.M)[0].strip()
+
+
 def test_the_image_is_pinned_to_a_minor_version_and_replaceable():
     assert re.search(r"image: \$\{RABBITMQ_IMAGE:-rabbitmq:\d+\.\d+-management\}$", TEXT, re.M)
 
