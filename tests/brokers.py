@@ -2,11 +2,13 @@
 
 Both have one interface: start, stop, kill, freeze, thaw, ctl, log and close. A broker listens on
 free ports of 127.0.0.1 and keeps them and its data from one start to the next, until close().
+A cluster of containers has the same, for all of its nodes or those named.
 """
 
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -51,7 +53,7 @@ class Broker:
 
     def connect(self):
         """Return a pika connection of the tests' own."""
-        return pika.BlockingConnection(pika.URLParameters(self.url()))
+        return pika.BlockingConnection([pika.URLParameters(url) for url in self.url().split(",")])
 
     def answers(self):
         """Whether a client can connect now."""
@@ -86,16 +88,16 @@ class Broker:
             self.ctl(*cleared)
 
     @contextlib.contextmanager
-    def frozen(self):
+    def frozen(self, *nodes):
         """Freeze the broker, and thaw it in the end, whatever happens."""
-        self.freeze()
+        self.freeze(*nodes)
         try:
             yield
         finally:
-            self.thaw()
+            self.thaw(*nodes)
 
-    def restart(self):
-        self.stop()
+    def restart(self, *nodes):
+        self.stop(*nodes)
         self.start()
 
 
@@ -219,17 +221,36 @@ class LocalBroker(Broker):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def docker(*words, env=None):
+    """Run docker in the project's folder; return what it printed."""
+    done = subprocess.run(
+        ["docker", *words],
+        env=env,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,  # Ctrl+C is for the tests, which must still end the broker
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 class DockerBroker(Broker):
     """The project's own docker-compose.yml, under a project name and on ports of its own."""
 
+    file = "docker-compose.yml"
+    nodes = {"rabbitmq": ""}  # the services, and how the variables of their ports end
+
     def __init__(self):
-        self.port, self.management_port = free_ports(2)
         self.project = f"work-queue-tests-{uuid.uuid4().hex[:8]}"
-        self.env = {
-            **os.environ,
-            "RABBITMQ_PORT": str(self.port),
-            "RABBITMQ_MANAGEMENT_PORT": str(self.management_port),
-        }
+        numbers = free_ports(2 * len(self.nodes))
+        self.ports = dict(zip(self.nodes, numbers, strict=False))
+        self.port = numbers[0]
+        names = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT")
+        variables = [name + end for name in names for end in self.nodes.values()]
+        self.env = {**os.environ, **dict(zip(variables, map(str, numbers), strict=True))}
         self.server = None
 
     @staticmethod
@@ -240,18 +261,9 @@ class DockerBroker(Broker):
         )
 
     def compose(self, *words):
-        done = subprocess.run(
-            ["docker", "compose", "--project-name", self.project, *words],
-            env=self.env,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            start_new_session=True,  # Ctrl+C is for the tests, which must still end the broker
+        return docker(
+            "compose", "--file", self.file, "--project-name", self.project, *words, env=self.env
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     def start(self):
         """Start the container (on the same ports and volume as before), wait until it answers."""
@@ -266,20 +278,21 @@ class DockerBroker(Broker):
         """Start the container and return while RabbitMQ boots."""
         self.compose("start")
 
-    def stop(self):
-        self.compose("stop", "--timeout", "60")
+    def stop(self, *nodes):
+        self.compose("stop", "--timeout", "60", *nodes)
 
-    def kill(self):
-        self.compose("kill", "--signal", "SIGKILL")
+    def kill(self, *nodes):
+        self.compose("kill", "--signal", "SIGKILL", *nodes)
 
-    def freeze(self):
-        self.compose("pause")
+    def freeze(self, *nodes):
+        self.compose("pause", *nodes)
 
-    def thaw(self):
-        self.compose("unpause")
+    def thaw(self, *nodes):
+        self.compose("unpause", *nodes)
 
-    def ctl(self, *words):
-        return self.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "-q", *words)
+    def ctl(self, *words, node=None):
+        node = node or next(iter(self.nodes))
+        return self.compose("exec", "-T", node, "rabbitmqctl", "-q", *words)
 
     @property
     def inner_host(self):
@@ -291,6 +304,49 @@ class DockerBroker(Broker):
 
     def close(self):
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
+
+
+class Cluster(DockerBroker):
+    """The three nodes of tests/cluster. It answers when they all do, and see each other."""
+
+    file = "tests/cluster/docker-compose.yml"
+    nodes = {f"rabbit-{number}": f"_{number}" for number in (1, 2, 3)}
+
+    def url(self, first="rabbit-1", query=""):
+        """Return the AMQP URLs of the nodes, separated by commas, `first` at their head."""
+        order = sorted(self.nodes, key=lambda node: node != first)
+        return ",".join(Broker.url(self, port=self.ports[node], query=query) for node in order)
+
+    def answers(self):
+        for url in self.url().split(","):
+            try:
+                pika.BlockingConnection(pika.URLParameters(url)).close()
+            except (pika.exceptions.AMQPError, OSError):
+                return False
+        return True
+
+    def wait_until_it_answers(self):
+        super().wait_until_it_answers()
+        self.ctl("await_online_nodes", str(len(self.nodes)))
+
+    def leader(self, asked=None):
+        """Return the node that leads `task_queue`, as the node `asked` knows it."""
+        leaders = self.ctl("list_queues", "name", "leader", "--no-table-headers", node=asked)
+        return re.search(r"^task_queue\trabbit@(\S+)", leaders, re.MULTILINE)[1]
+
+    @contextlib.contextmanager
+    def cut_off(self, node):
+        """Take `node` off the network of the nodes, and put it back in the end, whatever happens.
+
+        Its clients still reach it, through a network of their own.
+        """
+        network = f"{self.project}_nodes"
+        container = self.compose("ps", "--quiet", node).strip()
+        docker("network", "disconnect", network, container)
+        try:
+            yield
+        finally:
+            docker("network", "connect", network, container)
 
 
 BROKERS = {"docker": DockerBroker, "local": LocalBroker}
