@@ -207,3 +207,22 @@ def running_broker(broker):
     yield broker
     if not broker.answers():
         broker.start()
+
+
+def received(*consoles):
+    prefix = " [x] Received "
+    return [line.removeprefix(prefix) for c in consoles for line in c.out if prefix in line]
+
+
+def done(*consoles):
+    """Return the tasks that were worked to their end."""
+    found = []
+    for console in consoles:
+        pairs = zip(console.out, console.out[1:], strict=False)
+        found += [line[14:] for line, after in pairs if after == " [x] Done" and "Rec" in line]
+    return found
+
+
+def told_in_one_line_each(console):
+    for line in console.err:
+        assert re.fullmatch(rf"{AGAIN}|{COMES_AGAIN}", line), console.transcript

@@ -12,7 +12,16 @@ import subprocess
 import time
 
 import pytest
-from conftest import AGAIN, COMES_AGAIN, DONE, RECEIVED, WAITING
+from conftest import (
+    AGAIN,
+    COMES_AGAIN,
+    DONE,
+    RECEIVED,
+    WAITING,
+    done,
+    received,
+    told_in_one_line_each,
+)
 from consoles import script
 from proxy import Proxy
 from waiting import wait_until
@@ -29,30 +38,11 @@ def proxy(broker):
     proxy.close()
 
 
-def received(*consoles):
-    prefix = " [x] Received "
-    return [line.removeprefix(prefix) for c in consoles for line in c.out if prefix in line]
-
-
-def done(*consoles):
-    """Return the tasks that were worked to their end."""
-    found = []
-    for console in consoles:
-        pairs = zip(console.out, console.out[1:], strict=False)
-        found += [line[14:] for line, after in pairs if after == " [x] Done" and "Rec" in line]
-    return found
-
-
 def wait_until_all_is_done(queue, tasks, *consoles):
     """Wait until each of `tasks` was done and none is left; fail if there is one never sent."""
     wait_until(lambda: set(tasks) <= set(done(*consoles)), f"{tasks} are done", 90)
     queue.wait_for_counts(0, 0)
     assert set(done(*consoles)) == set(tasks)
-
-
-def told_in_one_line_each(console):
-    for line in console.err:
-        assert re.fullmatch(rf"{AGAIN}|{COMES_AGAIN}", line), console.transcript
 
 
 # --- The worker ---
