@@ -330,9 +330,10 @@ class Cluster(DockerBroker):
         self.ctl("await_online_nodes", str(len(self.nodes)))
 
     def leader(self, asked=None):
-        """Return the node that leads `task_queue`, as the node `asked` knows it."""
+        """Return the node that leads `task_queue`, as the node `asked` knows it, None if it doesn't."""
         leaders = self.ctl("list_queues", "name", "leader", "--no-table-headers", node=asked)
-        return re.search(r"^task_queue\trabbit@(\S+)", leaders, re.MULTILINE)[1]
+        found = re.search(r"^task_queue\trabbit@(\S+)", leaders, re.MULTILINE)
+        return found and found[1]
 
     @contextlib.contextmanager
     def cut_off(self, node):

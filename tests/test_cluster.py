@@ -167,7 +167,7 @@ def test_a_task_that_kills_every_worker_is_parked_and_the_others_are_done(
 @pytest.fixture
 def leader(flow, running_broker):
     """The node that leads the queue, and so the worst to lose."""
-    return running_broker.leader()
+    return wait_until(running_broker.leader, "a node leads")
 
 
 def test_the_leader_of_the_queue_is_killed(flow, leader, running_broker):
