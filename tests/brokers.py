@@ -330,7 +330,7 @@ class Cluster(DockerBroker):
         self.ctl("await_online_nodes", str(len(self.nodes)))
 
     def leader(self, asked=None):
-        """Return the node that leads `task_queue`, as the node `asked` knows it, None if it doesn't."""
+        """Return the node that leads `task_queue`, as far as the node `asked` knows, or None."""
         leaders = self.ctl("list_queues", "name", "leader", "--no-table-headers", node=asked)
         found = re.search(r"^task_queue\trabbit@(\S+)", leaders, re.MULTILINE)
         return found and found[1]
