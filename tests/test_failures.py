@@ -324,24 +324,3 @@ def test_a_task_larger_than_the_broker_takes(start, broker, queue, tmp_path):
         told(one, "larger than", place)
     assert (several.out, one.out) == ([" [x] Sent small"], [])
     assert queue.ready() == 1
-
-
-def test_a_broker_that_dies_between_publish_and_confirm(start, running_broker, queue):
-    """A worker that waits tells it as well, and tries again."""
-    place = f"127.0.0.1:{running_broker.port}"
-    yes = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
-    try:
-        producer, worker = start(NEW_TASK, "-", stdin=yes.stdout), start(WORKER)
-        worker.wait_for_line(r" \[x\] Done", count=100)
-        running_broker.kill()
-        died = time.monotonic()
-        line = told(producer, r"\w+ \w+", place)
-        confirmed = int(re.search(r"\((\d+) tasks? confirmed\)$", line.text)[1])
-        assert confirmed == len(producer.out)
-        worker.wait_for_line(rf"worker\.py: cannot .*{place}.*; trying again in .*", 30)
-        within_30_seconds(producer, died)
-        within_30_seconds(worker, died)
-    finally:
-        yes.kill()
-        yes.stdout.close()
-        yes.wait()

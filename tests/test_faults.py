@@ -3,7 +3,7 @@
 Rows that concern one line of a script stand with the rest of its contract: kill -9 and Ctrl+C in
 test_tutorial.py; an overdue acknowledgement, a reader that goes away, work that raises, changed
 credentials and signals in test_worker.py; input that stalls and output that cannot be written in
-test_new_task.py; frozen, full or dying brokers as one script sees them in test_failures.py.
+test_new_task.py; frozen and full brokers as one script sees them in test_failures.py.
 """
 
 import re
@@ -24,6 +24,7 @@ from conftest import (
 )
 from consoles import script
 from proxy import Proxy
+from test_failures import told, within_30_seconds
 from waiting import wait_until
 
 HEARTBEAT = 2  # seconds; the broker gives up a client that was silent for two of them
@@ -278,6 +279,29 @@ def test_a_queue_deleted_in_mid_stream_is_told(stream, queue):
 
 
 # --- The broker ---
+
+
+def test_a_broker_that_dies_between_publish_and_confirm(
+    running_broker, worker, start_new_task, queue
+):
+    """A worker that waits tells it as well, and tries again."""
+    place = f"127.0.0.1:{running_broker.port}"
+    yes = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
+    try:
+        producer, console = start_new_task("-", stdin=yes.stdout), worker()
+        console.wait_for_line(r" \[x\] Done", count=100)
+        running_broker.kill()
+        died = time.monotonic()
+        line = told(producer, r"\w+ \w+", place)
+        confirmed = int(re.search(r"\((\d+) tasks? confirmed\)$", line.text)[1])
+        assert confirmed == len(producer.out)
+        console.wait_for_line(rf"worker\.py: cannot .*{place}.*; trying again in .*", 30)
+        within_30_seconds(producer, died)
+        within_30_seconds(console, died)
+    finally:
+        yes.kill()
+        yes.stdout.close()
+        yes.wait()
 
 
 def strike(broker, fault):
