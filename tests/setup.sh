@@ -1,5 +1,5 @@
-# Sourced by tests/run, demo and soak: gets what they need, says so, and leaves the rest alone.
-# Needs Python 3.10 or later; makes .venv, and a broker where the machine has none.
+# Sourced by tests/run, demo, soak and bench: gets what they need, says so, and leaves the rest
+# alone. Needs Python 3.10 or later; makes .venv, and a broker where the machine has none.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,18 +21,26 @@ install() {
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
     give_up "needs Python 3.10 or later as python3"
 
-# A .venv that was not finished, or is older than what it should hold, is made again.
-if ! [ .venv/complete -nt requirements.txt ] || ! [ .venv/complete -nt tests/requirements.txt ]; then
-    echo "$0: making .venv with requirements.txt and tests/requirements.txt" >&2
-    python3 -m venv --clear .venv >/dev/null 2>&1 || {
+# make_venv FOLDER FILE...: a virtual environment that holds what the requirements files say. One
+# that was not finished, or is older than what it should hold, is made again.
+make_venv() {
+    local folder=$1 file stale=
+    shift
+    for file in "$@"; do
+        [ "$folder/complete" -nt "$file" ] || stale=yes
+    done
+    [ "$stale" ] || return 0
+    echo "$0: making $folder with $*" >&2
+    python3 -m venv --clear "$folder" >/dev/null 2>&1 || {
         can_install || give_up "python3 cannot make a virtual environment; install its venv module"
         install python3-venv
-        python3 -m venv --clear .venv
+        python3 -m venv --clear "$folder"
     }
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        -r requirements.txt -r tests/requirements.txt
-    touch .venv/complete
-fi
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}"
+    touch "$folder/complete"
+}
+
+make_venv .venv requirements.txt tests/requirements.txt
 
 broker_there() { .venv/bin/python -c 'import sys; sys.path.insert(0, "tests"); import brokers
 sys.exit(not any(kind.available() for kind in brokers.BROKERS.values()))'; }
