@@ -57,32 +57,32 @@ class Broker(pika.URLParameters):
 
 def stdin_lines(connection):
     """Yield the lines of standard input that are not blank, as bytes without their ends."""
-    lines = queue.Queue(maxsize=16)  # bounded, so that any input fits into memory
+    chunks, rest = queue.Queue(maxsize=4), b""  # bounded, so that any input fits into memory
     if not sys.stdin:
         raise OSError("standard input is closed")
     stdin = open(sys.stdin.fileno(), "rb", closefd=False)
 
     def read():
         try:
-            for line in stdin:
-                lines.put(line)
-            lines.put(b"")
+            while chunk := stdin.read1(1 << 18):  # what is there: a typed line, or thousands
+                chunks.put(chunk)
+            chunks.put(None)
         except OSError as error:
-            lines.put(error)
+            chunks.put(error)
 
     threading.Thread(target=read, daemon=True).start()
     while True:
         try:
-            line = lines.get(timeout=1)
+            chunk = chunks.get(timeout=1)
         except queue.Empty:
             connection.process_data_events()  # heartbeats go on while the input stalls
             continue
-        if isinstance(line, OSError):
-            raise line
-        if not line:
+        if isinstance(chunk, OSError):
+            raise chunk
+        *lines, rest = (rest + (chunk or b"\n")).split(b"\n")
+        yield from (line.removesuffix(b"\r") for line in lines if line.strip())
+        if not chunk:
             return
-        if line.strip():
-            yield line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def main() -> int:

@@ -81,10 +81,12 @@ def test_a_restart_loses_what_is_not_durable_or_not_persistent(
 # --- basic_qos(prefetch_count=1) ---
 
 
-def received_by(workers, new_task, tasks):
-    """Send `tasks` to two waiting workers; return how many each received once all are received."""
-    for task in tasks:
-        new_task(task)
+def received_by(workers, new_task, tmp_path):
+    """Send heavy and light tasks in turn to two waiting workers; return how many each received."""
+    tasks = ["heavy.........", "light", "heavy.", "light", "heavy.", "light"]
+    (tmp_path / "tasks").write_text("\n".join(tasks))
+    with (tmp_path / "tasks").open("rb") as stdin:
+        new_task("-", stdin=stdin)
 
     def counts():
         return [sum("Received" in line for line in one.out) for one in workers]
@@ -93,17 +95,16 @@ def received_by(workers, new_task, tasks):
     return counts()
 
 
-HEAVY_AND_LIGHT = ["heavy....", "light", "heavy.", "light", "heavy.", "light"]
-
-
-def test_without_prefetch_one_worker_starves_while_the_other_is_swamped(bare, new_task, queue):
+def test_without_prefetch_one_worker_starves_while_the_other_is_swamped(
+    bare, new_task, queue, tmp_path
+):
     workers = [bare("worker", "--no-prefetch") for _ in range(2)]
-    assert received_by(workers, new_task, HEAVY_AND_LIGHT) == [3, 3]
+    assert received_by(workers, new_task, tmp_path) == [3, 3]
 
 
-def test_with_it_the_idle_worker_takes_what_the_busy_one_cannot(worker, new_task, queue):
+def test_with_it_the_idle_worker_takes_what_the_busy_one_cannot(worker, new_task, queue, tmp_path):
     workers = [worker(), worker()]
-    assert received_by(workers, new_task, HEAVY_AND_LIGHT) == [1, 5]
+    assert received_by(workers, new_task, tmp_path) == [1, 5]
 
 
 # --- confirm_delivery(), and mandatory=True ---
