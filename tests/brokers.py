@@ -302,7 +302,18 @@ class DockerBroker(Broker):
         self.compose("kill", "--signal", "SIGKILL", *nodes)
 
     def freeze(self, *nodes):
-        self.compose("pause", *nodes)
+        """Freeze; the kernel refuses it while a process starts in there, such as a health check."""
+
+        def frozen():
+            try:
+                self.compose("pause", *nodes)
+            except AssertionError as error:
+                if "unable to freeze" not in str(error):
+                    raise
+                return False
+            return True
+
+        wait_until(frozen, "the container is frozen")
 
     def thaw(self, *nodes):
         self.compose("unpause", *nodes)
