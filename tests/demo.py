@@ -74,9 +74,10 @@ def received(worker):
 
 
 def play(stage):
-    workers = [stage.open(f"console {number}", "worker.py") for number in (1, 2)]
-    for worker in workers:
-        stage.show_until(lambda worker=worker: worker.out, "the worker waits for messages")
+    workers = []
+    for number in (1, 2):  # one after the other, since the first that waits gets the first task
+        workers.append(stage.open(f"console {number}", "worker.py"))
+        stage.show_until(lambda: workers[-1].out, "the worker waits for messages")
     for words in TASKS:
         sent = stage.open("console 3", "new_task.py", *words)
         stage.show_until(lambda sent=sent: sent.process.poll() is not None, "the task is sent")
