@@ -37,7 +37,7 @@ ADVICE = {  # what an error with this in it means, and what to do
     "local issuer": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
     "signed certificate": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
-    "NOT_ALLOWED": "no such vhost, or not for this user; check the vhost in AMQP_URL",
+    "NOT_ALLOWED": "no such vhost, not for this user, or full; check the vhost in AMQP_URL",
     "access to queue": "check the user's permissions",
     "inequivalent arg": "delete or rename the old queue",
     "BlockedTimeout": "a memory or disk alarm stops publishers; free some, then send again",
@@ -57,7 +57,7 @@ class Broker(pika.URLParameters):
 
 def stdin_lines(connection):
     """Yield the lines of standard input that are not blank, as bytes without their ends."""
-    chunks, rest = queue.Queue(maxsize=4), b""  # bounded, so that any input fits into memory
+    chunks, parts = queue.Queue(maxsize=4), []  # bounded, so that any input fits into memory
     if not sys.stdin:
         raise OSError("standard input is closed")
     stdin = open(sys.stdin.fileno(), "rb", closefd=False)
@@ -72,15 +72,18 @@ def stdin_lines(connection):
 
     threading.Thread(target=read, daemon=True).start()
     while True:
+        connection.process_data_events()  # heartbeats go on, whatever the input does
         try:
             chunk = chunks.get(timeout=1)
         except queue.Empty:
-            connection.process_data_events()  # heartbeats go on while the input stalls
             continue
         if isinstance(chunk, OSError):
             raise chunk
-        *lines, rest = (rest + (chunk or b"\n")).split(b"\n")
-        yield from (line.removesuffix(b"\r") for line in lines if line.strip())
+        parts.append(chunk or b"\n")
+        if b"\n" in parts[-1]:
+            *lines, rest = b"".join(parts).split(b"\n")
+            yield from (line.removesuffix(b"\r") for line in lines if line.strip())
+            parts = [rest]
         if not chunk:
             return
 
@@ -99,7 +102,7 @@ def main() -> int:
     confirmed, step = 0, "use AMQP_URL"
     try:
         urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
-        brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(",(?=amqp)", urls)]
+        brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(r",\s*(?=amqp)", urls)]
         send = step = "send to " + " or ".join(f"{broker.host}:{broker.port}" for broker in brokers)
         connection = pika.BlockingConnection(brokers)
         channel = connection.channel()
@@ -116,7 +119,9 @@ def main() -> int:
             )
             confirmed, step = confirmed + 1, "write to standard output"
             text = body.decode(errors="backslashreplace")
-            print(f" [x] Sent {text if text.isprintable() else ascii(text)[1:-1]}", flush=True)
+            if not text.isprintable():
+                text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+            print(f" [x] Sent {text}", flush=True)
             step = send
         connection.close()
         return 0

@@ -41,7 +41,7 @@ ADVICE = {  # what an error with this in it means, and what to do
     "local issuer": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
     "signed certificate": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
-    "NOT_ALLOWED": "no such vhost, or not for this user; check the vhost in AMQP_URL",
+    "NOT_ALLOWED": "no such vhost, not for this user, or full; check the vhost in AMQP_URL",
     "access to queue": "check the user's permissions",
     "inequivalent arg": "delete or rename the old queue",
 }
@@ -107,6 +107,11 @@ def consume(brokers):
         except Exception as error:
             tasks.put(error)
 
+    def acknowledge(last):
+        finished.put(last)
+        if last:  # not to cut a slow network off; another signal does, and docker stop after 10 s
+            thread.join(timeout=8)
+
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
@@ -117,7 +122,7 @@ def consume(brokers):
                 continue
             if isinstance(task, Exception):
                 raise task
-            yield task, finished.put
+            yield task, acknowledge
     finally:
         finished.put(None)
         with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):
@@ -151,8 +156,8 @@ def main() -> None:
 
     def stop(signum, frame):
         nonlocal draining
-        if signum == signal.SIGTERM and busy and not draining:
-            draining = True
+        again, draining = draining, True  # the work may swallow what is raised here
+        if signum == signal.SIGTERM and busy and not again:
             return
         for number in (signal.SIGINT, signal.SIGTERM):  # not again while we close the connection
             signal.signal(number, lambda *_: None)
@@ -163,7 +168,7 @@ def main() -> None:
     while True:
         try:
             urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
-            brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(",(?=amqp)", urls)]
+            brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(r",\s*(?=amqp)", urls)]
             step = "consume from " + " or ".join(f"{one.host}:{one.port}" for one in brokers)
             with contextlib.closing(consume(brokers)) as tasks:
                 for body, acknowledge in tasks:
@@ -185,12 +190,13 @@ def main() -> None:
             if reply := getattr(error, "reply_text", ""):  # RabbitMQ's own words
                 known.insert(0, reply)
             why = "; ".join(known) or f"{type(error).__name__}: {str(error) or error.args}"
-            fault = f"worker.py: cannot {'do the task' if busy else step}: {' '.join(why.split())}"
+            what, busy = "do the task" if busy else step, False
+            fault = f"worker.py: cannot {what}: {' '.join(why.split())}"
             if draining or not consumed and re.search(HOPELESS, signs):
                 sys.exit(fault)
             seconds = random.uniform(pause, 1.5 * pause)  # so that workers spread
             print(f"{fault}; trying again in {seconds:.1f} s", file=sys.stderr, flush=True)
-            busy, pause = False, min(2 * pause, 20)
+            pause = min(2 * pause, 20)
             time.sleep(seconds)
 
 

@@ -21,8 +21,8 @@ install() {
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
     give_up "needs Python 3.10 or later as python3"
 
-# make_venv FOLDER FILE...: a virtual environment that holds what the requirements files say. One
-# that was not finished, or is older than what it should hold, is made again.
+# make_venv FOLDER FILE...: a virtual environment that holds what the requirements files say, and
+# what else its owner put in. One that was not finished, or is older than they are, is brought up.
 make_venv() {
     local folder=$1 file stale=
     shift
@@ -31,7 +31,7 @@ make_venv() {
     done
     [ "$stale" ] || return 0
     echo "$0: making $folder with $*" >&2
-    python3 -m venv --clear "$folder" >/dev/null 2>&1 || {
+    python3 -m venv "$folder" >/dev/null 2>&1 || {
         can_install || give_up "python3 cannot make a virtual environment; install its venv module"
         install python3-venv
         python3 -m venv --clear "$folder"

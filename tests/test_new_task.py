@@ -109,8 +109,9 @@ def test_help_is_help_as_the_first_word_alone(new_task, queue, word):
         ("café".encode(), ("café", r"caf\xe9")),
         (b"\xed\xb2\x80 \xf0\x9f", r"\xed\xb2\x80 \xf0\x9f"),  # surrogates, half a character
         (b"forge\n [x] Done\x1b[2J\r", r"forge\n [x] Done\x1b[2J\r"),
+        ("café\t\\".encode(), ("café\\t\\", r"caf\xe9\t" + "\\")),
     ],
-    ids=["latin-1", "utf-8", "broken", "control"],
+    ids=["latin-1", "utf-8", "broken", "control", "both"],
 )
 def test_the_bytes_typed_are_the_bytes_sent(new_task, queue, locale, typed, shown):
     """Under any locale; what the terminal cannot show, or would obey, is shown escaped."""

@@ -10,6 +10,7 @@ import pytest
 from brokers import free_ports
 from conftest import AGAIN, COMES_AGAIN, DONE, RECEIVED, WAITING
 from consoles import script
+from proxy import Proxy
 from waiting import wait_until
 
 # --- What it shows ---
@@ -164,6 +165,32 @@ def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_takes_no_other(
     wait_until(lambda: queue.ready() == 1, "only the other task is left")
     method, _, body = queue.do(lambda channel: channel.basic_get("task_queue", auto_ack=True))
     assert (body, method.redelivered) == (b"waits", False)
+
+
+def test_ctrl_c_that_the_work_swallows_ends_it_after_the_task(altered_worker, queue):
+    console = altered_worker("try:\n    time.sleep(2)\nexcept BaseException:\n    pass")
+    queue.publish(b"task")
+    console.wait_for_line(RECEIVED)
+    console.ctrl_c()
+    assert console.wait() == 0
+    assert console.out[-1] == " [x] Done"
+    wait_until(lambda: queue.ready() == 0, "it is acknowledged")
+
+
+def test_sigterm_waits_for_a_slow_network_to_take_the_acknowledgement(worker, broker, queue):
+    proxy = Proxy(broker.port)
+    try:
+        console = worker(url=broker.url(port=proxy.port))
+        queue.publish(b"task.")
+        console.wait_for_line(RECEIVED)
+        console.signal(signal.SIGTERM)
+        with proxy.slow(30):  # bytes per second: longer than Ctrl+C would wait
+            assert console.wait() == 0
+        assert console.err == []
+        wait_until(lambda: queue.consumers() == 0, "the broker has seen its end")
+        assert queue.ready() == 0
+    finally:
+        proxy.close()
 
 
 def pending(console):
