@@ -8,7 +8,7 @@ A task is acknowledged when it is done; if the worker ends before, RabbitMQ give
 Ctrl+C stops at once. SIGTERM finishes the task in hand first; a second one stops at once.
 When RabbitMQ goes away, the worker connects again, after pauses of 1 to 30 seconds.
 AMQP_URL says where RabbitMQ is: amqp://user:password@host:port/vhost (amqps:// for TLS), or
-several separated by commas, tried in order; unset, amqp://guest:guest@localhost:5672/%2F
+several separated by commas, tried in turn; unset, amqp://guest:guest@localhost:5672/%2F
 Exit status: 0 after Ctrl+C or SIGTERM; 1 if it cannot work, and standard error says why.
 """
 
@@ -86,7 +86,7 @@ def consume(brokers):
                 connection.process_data_events()  # heartbeats
                 continue
             if last is None:
-                sys.exit()  # ends this thread; to close the channel returns the task to the queue
+                return  # the channel is closed now, which returns the task to the queue
             if last:
                 ch.stop_consuming()  # before the acknowledgement, which would bring a new task
             ch.basic_ack(delivery_tag=method.delivery_tag)
@@ -165,10 +165,11 @@ def main() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    urls = re.split(r",\s*(?=amqp)", urls)
     while True:
         try:
-            urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
-            brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(r",\s*(?=amqp)", urls)]
+            brokers = [Broker(re.fullmatch(URL, url)[0]) for url in urls]
             step = "consume from " + " or ".join(f"{one.host}:{one.port}" for one in brokers)
             with contextlib.closing(consume(brokers)) as tasks:
                 for body, acknowledge in tasks:
@@ -197,6 +198,7 @@ def main() -> None:
             seconds = random.uniform(pause, 1.5 * pause)  # so that workers spread
             print(f"{fault}; trying again in {seconds:.1f} s", file=sys.stderr, flush=True)
             pause = min(2 * pause, 20)
+            urls.append(urls.pop(0))  # a broker may take connections and yet not serve
             time.sleep(seconds)
 
 

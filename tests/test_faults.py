@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 
+import pika
 import pytest
 from conftest import (
     AGAIN,
@@ -147,6 +148,22 @@ def test_a_vhost_deleted_while_it_works_is_waited_for(worker, broker, queue):
         console.wait_for_line(WAITING, count=2)
     finally:
         broker.ctl("delete_vhost", "passing")
+    told_in_one_line_each(console)
+
+
+def test_a_broker_that_takes_connections_and_does_not_serve_is_left_for_the_next(
+    worker, broker, queue
+):
+    broker.ctl("add_vhost", "locked")
+    try:
+        broker.ctl("set_permissions", "--vhost", "locked", "guest", ".*", ".*", ".*")
+        locked = broker.url(vhost="locked")
+        with pika.BlockingConnection(pika.URLParameters(locked)) as owner:
+            owner.channel().queue_declare("task_queue", durable=True, exclusive=True)
+            console = worker(url=f"{locked},{broker.url()}")
+    finally:
+        broker.ctl("delete_vhost", "locked")
+    assert len(console.err) == 1 and "RESOURCE_LOCKED" in console.err[0], console.transcript
     told_in_one_line_each(console)
 
 
