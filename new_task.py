@@ -41,7 +41,7 @@ ADVICE = {  # what an error with this in it means, and what to do
     "access to queue": "check the user's permissions",
     "inequivalent arg": "delete or rename the old queue",
     "BlockedTimeout": "a memory or disk alarm stops publishers; free some, then send again",
-    "NackError": "the queue is full; send again when workers have caught up",
+    "NackError": "the queue is full, or its cluster without a majority; send again later",
     "UnroutableError": "the queue was deleted; send again",
 }
 
