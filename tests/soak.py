@@ -4,7 +4,9 @@ Lost is a task that was told as sent and never done; unexpected, one that was do
 The exit status is 0 if there is neither and no worker was down: each must outlive every fault but
 a signal, and consume in the end. With --textbook the same faults strike the tutorial's bare
 scripts at the same time. For both, a worker that a fault has ended is counted as down, and started
-anew when the fault is over, as systemd would. TEST_BROKER=docker|local chooses the brokers.
+anew when the fault is over, as systemd would. A fault that could not be made or undone, since a
+command of the broker failed, is told and counted, and makes the status 1 as well.
+TEST_BROKER=docker|local chooses the brokers.
 """
 
 import argparse
@@ -60,7 +62,7 @@ class Contestant:
         self.proxy = Proxy(self.broker.port)
         self.workers, self.producer = [], None
         self.given, self.told, self.done = [], [], []  # tasks; with the last, when
-        self.down, self.over, self.log = 0, [], []
+        self.down, self.over, self.log, self.botched = 0, [], [], 0
         self.producing = threading.Thread(target=self.produce, daemon=True)
         self.ending = threading.Event()
 
@@ -154,7 +156,12 @@ class Contestant:
         """Make one fault happen and undo it, then wait until a task is done."""
         self.restart_dead()
         self.log.append((time.monotonic(), "fault", f"{fault} ({number}, {length:.1f} s)"))
-        FAULTS[fault](self, number, length)
+        try:
+            FAULTS[fault](self, number, length)
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            self.botched += 1
+            self.log.append((time.monotonic(), "fault", f"failed: {error!r}"))
+            print(f"{self.name}: {fault} failed: {error}", file=sys.stderr)
         self.over.append(time.monotonic())
         self.log.append((self.over[-1], "fault", "is over"))
         wait(lambda: self.restart_dead() or self.done[-1][0] > self.over[-1], 90)
@@ -224,10 +231,11 @@ class Contestant:
         yield "tasks per second", f"{len(self.told) / seconds:.1f}"
         yield "until a task is done again, median", f"{statistics.median(self.recoveries()):.1f} s"
         yield "until a task is done again, worst", f"{max(self.recoveries()):.1f} s"
+        yield "faults that could not be made or undone", self.botched
 
     def failed(self):
         stuck = math.inf in self.recoveries()
-        return bool(self.lost() or self.unexpected() or self.down or stuck)
+        return bool(self.lost() or self.unexpected() or self.down or self.botched or stuck)
 
     def save_log(self):
         """Write down what the consoles have shown, and where that is."""
