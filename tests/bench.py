@@ -60,8 +60,7 @@ CONTESTANTS = {
     "floor": Contestant(["-c", "import pika"], ["floor.py", "-"], ["floor.py", "worker"]),
 }
 SIZES = {  # of a full run and of a quick one
-    "rounds": (3, 2),
-    "one": (10, 3),
+    "rounds": (30, 2),  # at most
     "many": (5_000, 1_000),
     "drain": (5_000, 2_000),
     "loads": (3, 1),
@@ -85,11 +84,15 @@ class Bench:
         self.vhosts = {"%2F"}
 
     def env(self, vhost):
-        return {"AMQP_URL": self.broker.url(vhost=vhost), "dramatiq_queue_prefetch": "1"}
+        return {"AMQP_URL": self.url(vhost=vhost), "dramatiq_queue_prefetch": "1"}
+
+    def url(self, **parts):
+        """Return one URL, for a cluster that of its first node: not all take several."""
+        return brokers.Broker.url(self.broker, **parts)
 
     def connect(self, vhost="%2F"):
         return pika.BlockingConnection(
-            pika.URLParameters(self.broker.url(vhost=vhost, query="heartbeat=0"))
+            pika.URLParameters(self.url(vhost=vhost, query="heartbeat=0"))
         )
 
     def run(self, argv, **options):
@@ -198,12 +201,8 @@ def drain(bench, who, count):
 
 
 def one_sent(bench, who):
-    bench.clean()
-    times = [
-        bench.run([*who.one, *([] if "-c" in who.one else ["Hello"])])
-        for _ in range(bench.size["one"])
-    ]
-    return {"one task sent, ms": 1000 * statistics.median(times)}
+    words = [] if "-c" in who.one else ["Hello"]
+    return {"one task sent, ms": 1000 * bench.run([*who.one, *words])}
 
 
 def many_sent(bench, who):
@@ -349,27 +348,30 @@ def backlog(share, bench, who):
 
 ALL = "ours tutorial aio-pika Celery Dramatiq floor".split()
 PLAIN = ["ours", "tutorial", "floor"]  # they send and do the very same messages
-MEASUREMENTS = {  # name: how, by whom, and how many rounds at most
-    "one": (one_sent, ALL, 9),
-    "many": (many_sent, [name for name in ALL if name != "tutorial"], 9),
+MEASUREMENTS = {  # name: how, by whom, and in how many rounds
+    "one": (one_sent, ALL, 30),
+    "many": (many_sent, [name for name in ALL if name != "tutorial"], 6),
     "drain": (without_work, ALL, 9),
     "work": (with_work, ALL[:-1], 2),
-    "pick-up": (pick_up, ALL, 9),
-    "kill": (worker_killed, ALL[:-1], 9),
+    "pick-up": (pick_up, ALL, 3),
+    "kill": (worker_killed, ALL[:-1], 3),
     "return": (broker_back, ["ours", "aio-pika", "Celery", "Dramatiq"], 2),
     "backlog-1": (partial(backlog, 0.001), PLAIN, 9),
-    "backlog-2": (partial(backlog, 0.1), PLAIN, 9),
+    "backlog-2": (partial(backlog, 0.1), PLAIN, 6),
     "backlog-3": (partial(backlog, 1), PLAIN[:2], 1),
 }
 
 
-def measure(bench, names, rounds):
-    """Return the samples of each contestant by what was measured; tell what is under way."""
+def measure(bench, names, who, most):
+    """Return the samples of each contestant by what was measured, in no more than `most` rounds.
+
+    What is under way is told.
+    """
     samples, began = {}, time.monotonic()
     for name in names:
-        how, contestants, most = MEASUREMENTS[name]
+        how, contestants, rounds = MEASUREMENTS[name]
         for number in range(1, (count := min(rounds, most)) + 1):
-            for contestant in contestants:
+            for contestant in filter(who.__contains__, contestants):
                 tell(f"{time.monotonic() - began:4.0f} s  {name} {number}/{count}: {contestant}")
                 try:
                     found = how(bench, CONTESTANTS[contestant])
@@ -414,37 +416,41 @@ def cell(values, ours):
 
 
 def table(samples, columns):
-    rows = [["", *columns], ["---", *["---:"] * len(columns)]]
+    rows = [["", "rounds", *columns], ["---", *["---:"] * (len(columns) + 1)]]
     for what, by in samples.items():
-        rows.append([what, *(cell(by[name], by["ours"]) if name in by else "" for name in columns)])
+        cells = (cell(by[name], by["ours"]) if name in by else "" for name in columns)
+        rows.append([what, str(len(by["ours"])), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, help="how often all take their turn")
+    parser.add_argument("--rounds", type=int, help="take no more turns than these")
     parser.add_argument("--quick", action="store_true", help="measure less, to see that it works")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure only these")
+    parser.add_argument("--beside", nargs="*", choices=ALL[1:], default=ALL[1:], help="ours: these")
+    parser.add_argument("--cluster", action="store_true", help="on three nodes")
     parser.add_argument("--json", type=argparse.FileType("w"), help="write every sample there")
     given = parser.parse_args()
+    contestants = ["ours", *given.beside]
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a broker
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
-    broker = brokers.choose()()
+    broker = brokers.Cluster() if given.cluster else brokers.choose()()
     bench = Bench(broker, given.quick)
     try:
         tell("starting RabbitMQ")
         broker.start()
         conditions = about(bench)
-        rounds = given.rounds or bench.size["rounds"]
-        samples = measure(bench, given.only or MEASUREMENTS, rounds)
+        most = given.rounds or bench.size["rounds"]
+        samples = measure(bench, given.only or MEASUREMENTS, contestants, most)
     finally:
         bench.close()
         broker.close()
     print(", ".join(f"{name} {value}" for name, value in conditions.items()))
-    print(f"\n{table(samples, ALL)}\n")
-    print(f"Medians of {rounds} rounds, ± half their range; in brackets the multiple of ours.")
+    print(f"\n{table(samples, contestants)}\n")
+    print("Medians of the rounds, ± half their range; in brackets the multiple of ours.")
     if given.json:
-        json.dump({**conditions, "rounds": rounds, "samples": samples}, given.json, indent=1)
+        json.dump({**conditions, "samples": samples}, given.json, indent=1)
 
 
 if __name__ == "__main__":
