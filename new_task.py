@@ -60,13 +60,15 @@ def stdin_lines(connection):
     chunks, parts = queue.Queue(maxsize=4), []  # bounded, so that any input fits into memory
     if not sys.stdin:
         raise OSError("standard input is closed")
-    stdin = open(sys.stdin.fileno(), "rb", closefd=False)
+    stdin = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
 
     def read():
         try:
-            while chunk := stdin.read1(1 << 18):  # what is there: a typed line, or thousands
+            while chunk := stdin.read(1 << 18):  # what is there: a typed line, or thousands
                 chunks.put(chunk)
-            chunks.put(None)
+            if chunk is None:  # nothing is there, and it is not the end
+                raise OSError("standard input is non-blocking; pipe it through cat")
+            chunks.put(chunk)
         except OSError as error:
             chunks.put(error)
 

@@ -9,6 +9,7 @@ import itertools
 import re
 import subprocess
 import threading
+import time
 
 import brokers
 import pytest
@@ -94,6 +95,16 @@ class Flow:
             self.goes_on()
             assert self.workers[leader].err, "its worker has noticed nothing"
 
+    def pauses(self, since):
+        """Return for how long each worker was without a task at most, in seconds, as a text."""
+        found = []
+        for node, worker in self.workers.items():
+            out = [line for line in list(worker.lines) if " [x] " in line.text]
+            pairs = [(a.at, b.at) for a, b in zip(out, out[1:], strict=False) if "Rec" in b.text]
+            longest = max(until - at for at, until in pairs if until > since)
+            found.append(f"{node}'s {longest:.2f}")
+        return ", ".join(found)
+
     def close(self):
         self.stop.set()
         for thread in self.threads:
@@ -171,8 +182,10 @@ def leader(flow, running_broker):
 
 
 def test_the_leader_of_the_queue_is_killed(flow, leader, running_broker):
+    killed = time.monotonic()
     running_broker.kill(leader)
     flow.goes_on_without(leader)
+    print(f"{leader} led. Without a task, in s, at most, {flow.pauses(killed)}")  # seen with -rP
     running_broker.start()
     flow.goes_on()
     flow.account()

@@ -1,5 +1,6 @@
 """Section 1 of the contract: new_task.py sends what is typed, or each line of standard input."""
 
+import os
 import re
 import shlex
 import signal
@@ -264,6 +265,19 @@ def test_cut_short_it_says_how_many_were_confirmed(
     assert in_queue == tasks[: len(in_queue)]
     assert confirmed <= len(in_queue) <= confirmed + 1
     assert confirmed - 1 <= len(console.out) <= confirmed
+
+
+def test_input_that_another_program_made_non_blocking_is_not_taken_for_its_end(
+    start_new_task, queue
+):
+    reader, writer = os.pipe()
+    with open(reader) as stdin, open(writer, "wb", buffering=0) as tasks:
+        os.set_blocking(reader, False)
+        tasks.write(b"one\n")
+        console = start_new_task("-", stdin=stdin)
+        assert console.wait() == 1
+    [fault] = console.err
+    assert fault.endswith("non-blocking; pipe it through cat (1 tasks confirmed)"), fault
 
 
 @pytest.mark.parametrize("word", ["task", "-"])
