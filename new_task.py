@@ -21,6 +21,7 @@ import queue
 import re
 import sys
 import threading
+import time
 from socket import gethostname
 
 import pika
@@ -64,10 +65,11 @@ def stdin_lines(connection):
 
     def read():
         try:
-            while chunk := stdin.read(1 << 18):  # what is there: a typed line, or thousands
-                chunks.put(chunk)
-            if chunk is None:  # nothing is there, and it is not the end
-                raise OSError("standard input is non-blocking; pipe it through cat")
+            while (chunk := stdin.read(1 << 18)) != b"":  # a typed line, or thousands
+                if chunk is None:  # nothing, and another program has made it non-blocking
+                    time.sleep(0.1)
+                else:
+                    chunks.put(chunk)
             chunks.put(chunk)
         except OSError as error:
             chunks.put(error)
