@@ -6,8 +6,8 @@
     python new_task.py --help           show this help (or -h)
 
 " [x] Sent" is printed once RabbitMQ has confirmed the task: from then on it survives a restart.
-AMQP_URL says where RabbitMQ is: amqp://user:password@host:port/vhost (amqps:// for TLS), or
-several separated by commas, tried in order; unset, amqp://guest:guest@localhost:5672/%2F
+AMQP_URL says where RabbitMQ is: amqp://user:password@host:port/vhost, or amqps:// for TLS; for a
+cluster several, separated by commas, tried in order. Unset: amqp://guest:guest@localhost:5672/%2F
 Exit status: 0 all is confirmed; 1 it is not, and standard error says why; 130 after Ctrl+C.
 """
 
@@ -35,8 +35,7 @@ ADVICE = {  # what an error with this in it means, and what to do
     "StackTimeout": "no answer; is RabbitMQ frozen, or the network down?",
     "IncompatibleProtocol": "hung up at once; it boots, wants amqps://, or is not RabbitMQ",
     "WRONG_VERSION_NUMBER": "no TLS there; write amqp://, or the port for TLS (usually 5671)",
-    "local issuer": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
-    "signed certificate": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
+    "local issuer|signed cert": "unknown authority; name its certificate in SSL_CERT_FILE",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
     "NOT_ALLOWED": "no such vhost, not for this user, or full; check the vhost in AMQP_URL",
     "access to queue": "check the user's permissions",
@@ -54,6 +53,16 @@ class Broker(pika.URLParameters):
     DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # an alarm would be waited out, however long
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"new_task.py {gethostname()} {os.getpid()}"}
+
+
+def connect(brokers):
+    """Return a connection to the first broker that takes one; raise what the last one raised."""
+    for broker in brokers:
+        try:
+            return pika.BlockingConnection(broker)
+        except Exception as error:  # given the list, pika would not go on after an unknown host
+            reason = error
+    raise reason
 
 
 def stdin_lines(connection):
@@ -108,7 +117,7 @@ def main() -> int:
         urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
         brokers = [Broker(re.fullmatch(URL, url)[0]) for url in re.split(r",\s*(?=amqp)", urls)]
         send = step = "send to " + " or ".join(f"{broker.host}:{broker.port}" for broker in brokers)
-        connection = pika.BlockingConnection(brokers)
+        connection = connect(brokers)
         channel = connection.channel()
         channel.queue_declare(queue="task_queue", durable=True)
         channel.confirm_delivery()
@@ -132,7 +141,7 @@ def main() -> int:
     except KeyboardInterrupt:
         status, why = 130, "interrupted"
     except Exception as error:
-        known = [advice for sign, advice in ADVICE.items() if sign in f"{step} {error!r}"]
+        known = [tip for sign, tip in ADVICE.items() if re.search(sign, f"{step} {error!r}")]
         if reply := getattr(error, "reply_text", ""):  # RabbitMQ's own words
             known.insert(0, reply)
         reason = "; ".join(known) or f"{type(error).__name__}: {str(error) or error.args}"

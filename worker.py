@@ -7,8 +7,8 @@
 A task is acknowledged when it is done; if the worker ends before, RabbitMQ gives it to another.
 Ctrl+C stops at once. SIGTERM finishes the task in hand first; a second one stops at once.
 When RabbitMQ goes away, the worker connects again, after pauses of 1 to 30 seconds.
-AMQP_URL says where RabbitMQ is: amqp://user:password@host:port/vhost (amqps:// for TLS), or
-several separated by commas, tried in turn; unset, amqp://guest:guest@localhost:5672/%2F
+AMQP_URL says where RabbitMQ is: amqp://user:password@host:port/vhost, or amqps:// for TLS; for a
+cluster several, separated by commas, tried in turn. Unset: amqp://guest:guest@localhost:5672/%2F
 Exit status: 0 after Ctrl+C or SIGTERM; 1 if it cannot work, and standard error says why.
 """
 
@@ -38,8 +38,7 @@ ADVICE = {  # what an error with this in it means, and what to do
     "StackTimeout": "no answer; is RabbitMQ frozen, or the network down?",
     "IncompatibleProtocol": "hung up at once; it boots, wants amqps://, or is not RabbitMQ",
     "WRONG_VERSION_NUMBER": "no TLS there; write amqp://, or the port for TLS (usually 5671)",
-    "local issuer": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
-    "signed certificate": "unknown authority; name the file with its certificate in SSL_CERT_FILE",
+    "local issuer|signed cert": "unknown authority; name its certificate in SSL_CERT_FILE",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
     "NOT_ALLOWED": "no such vhost, not for this user, or full; check the vhost in AMQP_URL",
     "access to queue": "check the user's permissions",
@@ -66,7 +65,7 @@ def work(body: bytes) -> None:
         time.sleep(seconds)
 
 
-def consume(brokers):
+def consume(broker):
     """Yield None when consuming begins, then each task's body and the function to acknowledge it.
 
     The function takes whether this task is the last. The connection lives in a thread of its own,
@@ -74,7 +73,7 @@ def consume(brokers):
     channel of its delivery. What pika raises there is raised here. Closing returns an open task.
     """
     tasks, finished, unacknowledged = queue.SimpleQueue(), queue.SimpleQueue(), []
-    connection = pika.BlockingConnection(brokers)
+    connection = pika.BlockingConnection(broker)
 
     def callback(ch, method, properties, body):
         unacknowledged.append(body)
@@ -86,7 +85,7 @@ def consume(brokers):
                 connection.process_data_events()  # heartbeats
                 continue
             if last is None:
-                return  # the channel is closed now, which returns the task to the queue
+                return  # sys.exit, scheduled below, closes the channel: that returns the task
             if last:
                 ch.stop_consuming()  # before the acknowledgement, which would bring a new task
             ch.basic_ack(delivery_tag=method.delivery_tag)
@@ -152,7 +151,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.getLogger("pika").addHandler(logging.NullHandler())  # its errors are told below
     busy = draining = consumed = False
-    pause, step = 1, "use AMQP_URL"
+    pause, step, brokers, hopeless = 1, "use AMQP_URL", [], 0
 
     def stop(signum, frame):
         nonlocal draining
@@ -170,8 +169,8 @@ def main() -> None:
     while True:
         try:
             brokers = [Broker(re.fullmatch(URL, url)[0]) for url in urls]
-            step = "consume from " + " or ".join(f"{one.host}:{one.port}" for one in brokers)
-            with contextlib.closing(consume(brokers)) as tasks:
+            step = f"consume from {brokers[0].host}:{brokers[0].port}"
+            with contextlib.closing(consume(brokers[0])) as tasks:
                 for body, acknowledge in tasks:
                     if body is None:
                         say(" [*] Waiting for messages. To exit press CTRL+C")
@@ -187,18 +186,19 @@ def main() -> None:
                         return
         except Exception as error:
             signs = f"{step} {error!r}"
-            known = [advice for sign, advice in ADVICE.items() if sign in signs and not busy]
+            known = [tip for sign, tip in ADVICE.items() if re.search(sign, signs) and not busy]
             if reply := getattr(error, "reply_text", ""):  # RabbitMQ's own words
                 known.insert(0, reply)
             why = "; ".join(known) or f"{type(error).__name__}: {str(error) or error.args}"
             what, busy = "do the task" if busy else step, False
             fault = f"worker.py: cannot {what}: {' '.join(why.split())}"
-            if draining or not consumed and re.search(HOPELESS, signs):
+            hopeless = hopeless + 1 if re.search(HOPELESS, signs) else 0
+            if draining or not consumed and hopeless >= len(brokers):
                 sys.exit(fault)
+            urls.append(urls.pop(0))  # a node that is cut off takes connections, and no more
             seconds = random.uniform(pause, 1.5 * pause)  # so that workers spread
             print(f"{fault}; trying again in {seconds:.1f} s", file=sys.stderr, flush=True)
             pause = min(2 * pause, 20)
-            urls.append(urls.pop(0))  # a broker may take connections and yet not serve
             time.sleep(seconds)
 
 

@@ -142,19 +142,29 @@ def test_a_url_without_a_host_means_this_machine(start, program):
     told(console, "nothing listens", f"localhost:{port}", retried=program is WORKER)
 
 
-@SCRIPTS
-def test_several_urls_are_tried_in_order_and_named_when_all_fail(start, broker, program):
+@pytest.mark.parametrize("first", ["amqp://127.0.0.1:{free}/", "amqp://no-such-host.invalid:1/"])
+def test_several_urls_are_tried_in_order(new_task, start, broker, worker, first):
+    first = first.format(free=free_ports(1)[0])
+    assert new_task("task", url=f"{first},{broker.url()}").err == []
+    console = worker(url=f"{first},{broker.url()}")
+    told(console, "nothing listens|unknown host", first.rpartition("/")[0][7:], retried=True)
+
+
+def test_new_task_names_all_urls_when_none_takes_it(start):
     refused = [f"amqp://u:{SECRET}@127.0.0.1:{port}/" for port in free_ports(2)]
-    places = [f"127.0.0.1:{port_of(url)}" for url in refused]
-    told(
-        start(program, url=",".join(refused)),
-        "nothing listens there",
-        " or ".join(places),
-        retried=program is WORKER,
-    )
-    console = start(program, url=f"{refused[0]},{broker.url()}")
-    console.wait_for_line(r" \[x\] Sent task| \[\*\] Waiting .*")
-    assert console.err == []
+    places = " or ".join(f"127.0.0.1:{port_of(url)}" for url in refused)
+    told(start(NEW_TASK, url=",".join(refused)), "nothing listens there", places)
+
+
+def test_a_worker_ends_only_when_none_of_its_urls_gives_hope(start, broker):
+    """A wrong vhost is no reason to end while another URL may come back."""
+    lost, down = broker.url(vhost="lost"), f"amqp://127.0.0.1:{free_ports(1)[0]}/"
+    console = start(WORKER, url=f"{lost},{down}")
+    console.wait_for_line(r".*check the vhost.*trying again.*", count=2)
+    console = start(WORKER, url=f"{lost},{broker.url('guest:wrong')}")
+    assert console.wait() == 1
+    assert re.search("check the vhost.*trying again", console.err[0])
+    assert console.err[1].endswith("check the user and password in AMQP_URL")
 
 
 @SCRIPTS

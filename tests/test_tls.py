@@ -103,7 +103,7 @@ def test_a_wrong_certificate_is_refused(start, program, listeners, authority_fil
 def test_an_unknown_authority_is_refused(start, program, listeners, sent_along):
     place = listeners[sent_along]
     console = start(program, url=f"amqps://guest:{SECRET}@{place}/%2F")
-    told(console, "unknown authority; name the file with its certificate in SSL_CERT_FILE", place)
+    told(console, "unknown authority; name its certificate in SSL_CERT_FILE", place)
 
 
 @SCRIPTS

@@ -340,10 +340,6 @@ def test_what_is_hopeless_at_the_start_is_retried_once_it_has_worked(broker, wor
         broker.ctl("delete_user", "passing")
 
 
-def test_a_second_url_is_tried_when_the_first_fails(broker, worker, queue):
-    worker(url=f"amqp://127.0.0.1:{free_ports(1)[0]},{broker.url()}")
-
-
 # --- When its output is gone ---
 
 
