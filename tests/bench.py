@@ -362,7 +362,7 @@ MEASUREMENTS = {  # name: how, by whom, and in how many rounds
 }
 
 
-def measure(bench, names, who, most):
+def measure(bench, names, among, most):
     """Return the samples of each contestant by what was measured, in no more than `most` rounds.
 
     What is under way is told.
@@ -371,7 +371,7 @@ def measure(bench, names, who, most):
     for name in names:
         how, contestants, rounds = MEASUREMENTS[name]
         for number in range(1, (count := min(rounds, most)) + 1):
-            for contestant in filter(who.__contains__, contestants):
+            for contestant in (one for one in contestants if one in among):
                 tell(f"{time.monotonic() - began:4.0f} s  {name} {number}/{count}: {contestant}")
                 try:
                     found = how(bench, CONTESTANTS[contestant])
@@ -428,11 +428,13 @@ def main():
     parser.add_argument("--rounds", type=int, help="take no more turns than these")
     parser.add_argument("--quick", action="store_true", help="measure less, to see that it works")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure only these")
-    parser.add_argument("--beside", nargs="*", choices=ALL[1:], default=ALL[1:], help="ours: these")
+    parser.add_argument("--beside", nargs="*", choices=ALL[1:], default=ALL[1:], help="the others")
     parser.add_argument("--cluster", action="store_true", help="on three nodes")
     parser.add_argument("--json", type=argparse.FileType("w"), help="write every sample there")
     given = parser.parse_args()
     contestants = ["ours", *given.beside]
+    if given.cluster and not brokers.DockerBroker.available():
+        parser.error("--cluster needs a Docker engine with compose")
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a broker
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
     broker = brokers.Cluster() if given.cluster else brokers.choose()()

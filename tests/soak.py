@@ -4,8 +4,8 @@ Lost is a task that was told as sent and never done; unexpected, one that was do
 The exit status is 0 if there is neither and no worker was down: each must outlive every fault but
 a signal, and consume in the end. With --textbook the same faults strike the tutorial's bare
 scripts at the same time. For both, a worker that a fault has ended is counted as down, and started
-anew when the fault is over, as systemd would. A fault that could not be made or undone, since a
-command of the broker failed, is told and counted, and makes the status 1 as well.
+anew when the fault is over, as systemd would. A command that failed, so that a fault was not made
+or not undone, is told and counted, and makes the status 1 as well.
 TEST_BROKER=docker|local chooses the brokers.
 """
 
@@ -158,13 +158,17 @@ class Contestant:
         self.log.append((time.monotonic(), "fault", f"{fault} ({number}, {length:.1f} s)"))
         try:
             FAULTS[fault](self, number, length)
-        except (AssertionError, subprocess.TimeoutExpired) as error:
-            self.botched += 1
-            self.log.append((time.monotonic(), "fault", f"failed: {error!r}"))
-            print(f"{self.name}: {fault} failed: {error}", file=sys.stderr)
+        except Exception as error:
+            self.botch(fault, error)
         self.over.append(time.monotonic())
         self.log.append((self.over[-1], "fault", "is over"))
         wait(lambda: self.restart_dead() or self.done[-1][0] > self.over[-1], 90)
+
+    def botch(self, what, error):
+        """Tell of a command that failed, and go on: the table shall show what it led to."""
+        self.botched += 1
+        self.log.append((time.monotonic(), what, f"failed: {error!r}"))
+        print(f"{self.name}: {what} failed: {error!r}", file=sys.stderr)
 
     def end_worker(self, number, signum):
         worker = self.workers[number]
@@ -195,10 +199,14 @@ class Contestant:
         """Let all heal, and wait until the queue is empty."""
         self.ending.set()
         wait(lambda: not self.producing.is_alive(), 90)
-        count = self.options.workers
-        wait(lambda: self.restart_dead() or self.consumers() == count, 60)
-        self.down += abs(count - self.consumers())
-        wait(lambda: self.restart_dead() or self.is_empty(), 600)
+        try:
+            self.broker.wait_until_it_answers()
+            count = self.options.workers
+            wait(lambda: self.restart_dead() or self.consumers() == count, 60)
+            self.down += abs(count - self.consumers())
+            wait(lambda: self.restart_dead() or self.is_empty(), 600)
+        except Exception as error:
+            self.botch("to drain the queue", error)
         wait(lambda: not self.lost(), 10)  # rabbitmqctl lags
 
     def consumers(self):
@@ -231,7 +239,7 @@ class Contestant:
         yield "tasks per second", f"{len(self.told) / seconds:.1f}"
         yield "until a task is done again, median", f"{statistics.median(self.recoveries()):.1f} s"
         yield "until a task is done again, worst", f"{max(self.recoveries()):.1f} s"
-        yield "faults that could not be made or undone", self.botched
+        yield "commands that failed", self.botched
 
     def failed(self):
         stuck = math.inf in self.recoveries()

@@ -101,7 +101,7 @@ class Flow:
         for node, worker in self.workers.items():
             out = [line for line in list(worker.lines) if " [x] " in line.text]
             pairs = [(a.at, b.at) for a, b in zip(out, out[1:], strict=False) if "Rec" in b.text]
-            longest = max(until - at for at, until in pairs if until > since)
+            longest = max((until - at for at, until in pairs if until > since), default=0)
             found.append(f"{node}'s {longest:.2f}")
         return ", ".join(found)
 
