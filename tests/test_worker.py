@@ -271,10 +271,14 @@ def test_it_waits_for_a_broker_that_goes_away_and_comes_back(running_broker, wor
 
 
 def test_a_finished_task_that_cannot_be_acknowledged_is_told_as_coming_again(
-    running_broker, busy, queue
+    running_broker, altered_worker, queue, tmp_path
 ):
-    console = busy(4)
+    finish = tmp_path / "finish"
+    console = altered_worker(f"while not os.path.exists({str(finish)!r}):\n    time.sleep(0.1)")
+    queue.publish(b"task")
+    console.wait_for_line(RECEIVED)
     running_broker.kill()
+    finish.touch()
     running_broker.start()
     console.wait_for_line(re.escape(COMES_AGAIN))
     assert " [x] Done" in console.out
