@@ -1,14 +1,13 @@
-"""Section 3 of the contract: whatever fails, both scripts say so in one line, and why.
+"""Whatever fails, both scripts say so in one line, and why.
 
 Every row ends in `told`, which holds for all: one line on standard error that starts with the
 program's name and says what failed, at which host and port and why; no traceback, no password;
-exit status 1 within 30 seconds. The worker tries again when there is hope: then its first line
-is looked at, and that it is still there.
+within 30 seconds. new_task.py then ends with status 1; a worker tries again, whatever the reason:
+its first line is looked at, and that it is still there.
 """
 
 import contextlib
 import re
-import signal
 import socket
 import subprocess
 import threading
@@ -47,24 +46,23 @@ def start(open_console):
     return start
 
 
-def told(console, why, *places, retried=False):
+def told(console, why, *places):
     """Assert that `console` told its failure in one line, as `why` says; return the line."""
-    name = "new_task.py" if NEW_TASK[-1] in console.process.args else "worker.py"
-    if retried:
-        line = console.wait_for_line(rf"{re.escape(name)}: .* trying again in [\d.]+ s", 32)
+    if NEW_TASK[-1] in console.process.args:
+        assert console.wait() == 1, console.transcript
+        line = next(line for line in console.lines if line.stream == "err")
+        whole = rf"new_task\.py: cannot send to \S+:\d+.*: .*({why}).* \(tasks confirmed: \d+\)"
+    else:
+        whole = rf"worker\.py: cannot consume from \S+:\d+: .*({why}).*; trying again"
+        line = console.wait_for_line(r"worker\.py: .*", 32)
         assert console.process.poll() is None, console.transcript
         console.ctrl_c()
         assert console.wait() == 0, console.transcript
-    else:
-        assert console.wait() == 1, console.transcript
-        line = next(line for line in console.lines if line.stream == "err")
     assert console.err == [line.text], console.transcript
-    assert re.match(rf"{re.escape(name)}: cannot .*(AMQP_URL|:\d+): .*({why})", line.text), (
-        console.transcript
-    )
+    assert re.fullmatch(whole, line.text), console.transcript
     for place in places:
         assert place in line.text, console.transcript
-    assert SECRET not in line.text and "Traceback" not in line.text
+    assert SECRET not in line.text
     return line
 
 
@@ -73,39 +71,29 @@ def within_30_seconds(console, since):
     assert line.at - since < 30, console.transcript
 
 
-def port_of(url):
-    return re.search(r"\d+(?=/)", url.rpartition("@")[2])[0]
-
-
 # --- Where nothing can be sent to or consumed from ---
 
 
 @SCRIPTS
 @pytest.mark.parametrize(
-    ("url", "why", "hopeless"),
+    ("url", "why"),
     [
-        ("amqp://u:s3cret@127.0.0.1:{free}/", "nothing listens there; start RabbitMQ", False),
-        ("amqp://u:s3cret@no-such-host.invalid:1/", "unknown host", False),
-        ("amqp://guest:s3cret@127.0.0.1:{port}/%2F", "login refused; check the user", True),
-        ("amqp://nobody:s3cret@127.0.0.1:{port}/%2F", "login refused; check the user", True),
-        ("amqp://powerless:s3cret@127.0.0.1:{port}/lost", "vhost.*check the vhost", True),
-        ("amqp://powerless:s3cret@127.0.0.1:{port}/%2F", "task_queue.*permissions", True),
+        ("amqp://u:s3cret@127.0.0.1:{free}/", "nothing listens there; start RabbitMQ"),
+        ("amqp://u:s3cret@:{free}/", "nothing listens there; start RabbitMQ"),
+        ("amqp://u:s3cret@no-such-host.invalid:1/", "unknown host"),
+        ("amqp://guest:s3cret@127.0.0.1:{port}/%2F", "login refused; check the user and password"),
+        ("amqp://powerless:s3cret@127.0.0.1:{port}/lost", "vhost lost not found"),
+        ("amqp://powerless:s3cret@127.0.0.1:{port}/%2F", "access to queue 'task_queue'.* refused"),
+        ("amqp://u:s3cret@[fe80::1]:1/", "Invalid argument|No route|unreachable"),
     ],
-    ids=["refused", "unknown host", "password", "user", "vhost", "permissions"],
+    ids=["refused", "no host", "unknown host", "password", "vhost", "permissions", "no way there"],
 )
-def test_a_broker_that_does_not_let_us_in(start, broker, program, url, why, hopeless):
+def test_a_broker_that_does_not_let_us_in(start, broker, program, url, why):
     url = url.format(port=broker.port, free=free_ports(1)[0])
     console = start(program, url=url)
-    place = url.rpartition("@")[2].partition("/")[0]
-    told(console, why, place, retried=program is WORKER and not hopeless)
+    place = url.rpartition("@")[2].partition("/")[0].strip("[]").replace("::1]", "::1")
+    told(console, why, place if not place.startswith(":") else f"localhost{place}")
     within_30_seconds(console, console.started)
-
-
-@SCRIPTS
-def test_a_network_without_a_way_there_is_told_in_the_systems_words(start, program):
-    """A link-local address that lacks its interface: nothing leaves this machine."""
-    console = start(program, url=f"amqp://u:{SECRET}@[fe80::1]:1/")
-    told(console, "Invalid argument|No route|unreachable", retried=program is WORKER)
 
 
 @SCRIPTS
@@ -116,55 +104,47 @@ def test_a_network_without_a_way_there_is_told_in_the_systems_words(start, progr
         "127.0.0.1:1",
         "ftp://guest:s3cret@localhost/",
         "amqp://guest:s3cret/pa@localhost:1/",  # urllib quotes what it takes for the port
-        "amqp://guest:12/s3cret@localhost:1/",  # or takes it for one
-        "amqp://guest:12#s3cret@localhost:1/",
         "amqp://guest:s3cret@localhost:100000/",
-        "amqp://guest:s3cret@localhost:port/",
         "amqp://guest@localhost:1/",
         "amqp://guest:s3cret@[::1/",
         "amqp://guest:s3cret@localhost:1/?hearbeat=5",
-        "amqp://guest:s3cret@localhost:1/?heartbeat=soon",
-        "amqp://guest:s3cret@localhost:1/?heartbeat=1&heartbeat=2",
         "amqp://guest:s3cret@localhost:1/?ssl_options=s3cret",
         "amqp://guest:guest@127.0.0.1:1/,amqp://guest:s3cret@localhost:port/",
     ],
 )
-def test_an_unusable_url(start, program, url):
+def test_an_unusable_url_ends_both(start, program, url):
     console = start(program, url=url)
-    line = told(console, "write amqp://user:password@host:port/vhost")
-    assert "12" not in line.text
+    assert console.wait() == 1
+    name = program[-1].rpartition("/")[2]
+    assert console.err == [
+        f"{name}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost"
+    ]
 
 
-@SCRIPTS
-def test_a_url_without_a_host_means_this_machine(start, program):
-    port = free_ports(1)[0]
-    console = start(program, url=f"amqp://u:{SECRET}@:{port}/")
-    told(console, "nothing listens", f"localhost:{port}", retried=program is WORKER)
+# --- Several URLs ---
 
 
-@pytest.mark.parametrize("first", ["amqp://127.0.0.1:{free}/", "amqp://no-such-host.invalid:1/"])
-def test_several_urls_are_tried_in_order(new_task, start, broker, worker, first):
-    first = first.format(free=free_ports(1)[0])
-    assert new_task("task", url=f"{first},{broker.url()}").err == []
-    console = worker(url=f"{first},{broker.url()}")
-    told(console, "nothing listens|unknown host", first.rpartition("/")[0][7:], retried=True)
+@pytest.mark.parametrize("bad", ["amqp://127.0.0.1:{free}/", "amqp://no-such-host.invalid:1/"])
+def test_a_broker_that_fails_is_left_for_another(new_task, worker, broker, bad):
+    """Blanks around a URL do no harm. Of ten scripts, some will try the bad one first."""
+    urls = f" {bad.format(free=free_ports(1)[0])} , {broker.url()} "
+    for _ in range(10):
+        assert new_task("task", url=urls).err == []
+    workers = [worker(url=urls, waiting=False) for _ in range(10)]
+    for console in workers:
+        console.wait_for_line(r" \[\*\] Waiting .*")
+    shown = [line for console in workers for line in console.err]
+    assert shown  # once in a thousand runs, all ten began with the good one
+    assert all(re.search("nothing listens|unknown host", line) for line in shown)
 
 
 def test_new_task_names_all_urls_when_none_takes_it(start):
-    refused = [f"amqp://u:{SECRET}@127.0.0.1:{port}/" for port in free_ports(2)]
-    places = " or ".join(f"127.0.0.1:{port_of(url)}" for url in refused)
-    told(start(NEW_TASK, url=",".join(refused)), "nothing listens there", places)
+    first, second = free_ports(2)
+    console = start(NEW_TASK, url=f"amqp://u:{SECRET}@127.0.0.1:{first},amqp://127.0.0.1:{second}")
+    told(console, "nothing listens there", f"127.0.0.1:{first} or 127.0.0.1:{second}")
 
 
-def test_a_worker_ends_only_when_none_of_its_urls_gives_hope(start, broker):
-    """A wrong vhost is no reason to end while another URL may come back."""
-    lost, down = broker.url(vhost="lost"), f"amqp://127.0.0.1:{free_ports(1)[0]}/"
-    console = start(WORKER, url=f"{lost},{down}")
-    console.wait_for_line(r".*check the vhost.*trying again.*", count=2)
-    console = start(WORKER, url=f"{lost},{broker.url('guest:wrong')}")
-    assert console.wait() == 1
-    assert re.search("check the vhost.*trying again", console.err[0])
-    assert console.err[1].endswith("check the user and password in AMQP_URL")
+# --- Both scripts' connections ---
 
 
 @SCRIPTS
@@ -224,29 +204,39 @@ def listener(answer=b""):
 def test_a_listener_that_is_no_rabbitmq(start, program, answer):
     with listener(answer) as place:
         console = start(program, url=f"amqp://u:{SECRET}@{place}/")
-        told(console, r"hung up|\w+ \w+", place, retried=program is WORKER)
+        told(console, r"\w+ \w+", place)
         within_30_seconds(console, console.started)
 
 
 # --- No answer: these take their time, and so run at once ---
 
 
-def test_no_answer_from_a_listener_and_none_to_a_publish_in_an_alarm(start, broker, queue):
-    """A worker is none the worse for an alarm, nor is a publisher that Ctrl+C ends."""
+def test_no_answer_from_a_listener_and_none_to_a_publish_in_an_alarm(
+    start, broker, queue, tmp_path
+):
+    """A worker is none the worse for an alarm, nor is a publisher that Ctrl+C ends.
+
+    The listener's name has two addresses, as localhost has on many machines.
+    """
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "once = socket.getaddrinfo\n"
+        "socket.getaddrinfo = lambda *given, **named: once(*given, **named) * 2\n"
+    )
     with broker.alarm(), listener(None) as place:
-        url = f"amqp://u:{SECRET}@{place}/"
-        silent = [start(NEW_TASK, url=url), start(WORKER, url=url)]
+        given = {"url": f"amqp://u:{SECRET}@{place}/", "env": {"PYTHONPATH": str(tmp_path)}}
+        silent = [start(NEW_TASK, **given), start(WORKER, **given)]
         blocked, patient, worker = start(NEW_TASK), start(NEW_TASK, "patient"), start(WORKER)
         worker.wait_for_line(r" \[\*\] Waiting .*")
         for console in silent:
-            told(console, "no answer", place, retried=console is silent[1])
+            told(console, "no answer", place)
             within_30_seconds(console, console.started)
         assert patient.process.poll() is None
         pressed = time.monotonic()
         patient.ctrl_c()
-        assert patient.wait() in (130, -signal.SIGINT)  # a shell shows both as 130
+        assert patient.wait() == 130
         assert time.monotonic() - pressed < 1
-        told(blocked, "memory or disk alarm", f"127.0.0.1:{broker.port}")
+        told(blocked, "short of memory or disk", f"127.0.0.1:{broker.port}")
         within_30_seconds(blocked, blocked.started)
         assert blocked.out == patient.out == worker.err == []
 
@@ -268,10 +258,10 @@ def test_a_broker_that_freezes_before_or_after_the_connection_is_made(start, bro
         late = [start(NEW_TASK), start(WORKER)]
         place = f"127.0.0.1:{broker.port}"
         for console in late:
-            told(console, "no answer", place, retried=console is late[1])
+            told(console, "no answer", place)
         for console in (idle, publishing):
-            told(console, r".*\w+ \w+.* \(1 tasks? confirmed\)", place)
-        told(worker, r"\w+ \w+", place, retried=True)
+            assert told(console, r"\w+ \w+", place).text.endswith("(tasks confirmed: 1)")
+        told(worker, r"\w+ \w+", place)
         for console in (*late, idle, publishing, worker):
             within_30_seconds(console, frozen)
 
@@ -288,7 +278,7 @@ def test_a_broker_that_freezes_before_or_after_the_connection_is_made(start, bro
 def test_a_task_queue_of_another_kind(start, broker, queue, program, other):
     queue.declare(**other)
     console = start(program)
-    told(console, "task_queue.*delete or rename the old queue", f"127.0.0.1:{broker.port}")
+    told(console, "task_queue is there with other properties", f"127.0.0.1:{broker.port}")
     within_30_seconds(console, console.started)
 
 
@@ -301,7 +291,7 @@ def test_a_full_queue_that_rejects(start, broker, queue, tmp_path):
         with (tmp_path / "tasks").open("rb") as stdin:
             console = start(NEW_TASK, "-", stdin=stdin)
         line = told(console, "the queue is full", f"127.0.0.1:{broker.port}")
-        confirmed = int(re.search(r"\((\d+) tasks? confirmed\)$", line.text)[1])
+        confirmed = int(re.search(r"\(tasks confirmed: (\d+)\)$", line.text)[1])
         assert confirmed == len(console.out) == queue.ready() < 4
         one = start(NEW_TASK)
         told(one, "the queue is full", f"127.0.0.1:{broker.port}")
@@ -330,7 +320,7 @@ def test_a_task_larger_than_the_broker_takes(start, broker, queue, tmp_path):
     with size_limit(broker, 100_000), (tmp_path / "tasks").open("rb") as stdin:
         several, one = start(NEW_TASK, "-", stdin=stdin), start(NEW_TASK, "x" * 110_000)
         place = f"127.0.0.1:{broker.port}"
-        told(several, r"larger than.*\(1 tasks? confirmed\)", place)
+        assert told(several, "larger than", place).text.endswith("(tasks confirmed: 1)")
         told(one, "larger than", place)
     assert (several.out, one.out) == ([" [x] Sent small"], [])
     assert queue.ready() == 1

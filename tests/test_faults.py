@@ -1,9 +1,9 @@
 """The fault table: one test a row, named for what the user sees, with tasks in hand.
 
-Rows that concern one line of a script stand with the rest of its contract: kill -9 and Ctrl+C in
-test_tutorial.py; an overdue acknowledgement, a reader that goes away, work that raises, changed
-credentials and signals in test_worker.py; input that stalls and output that cannot be written in
-test_new_task.py; frozen and full brokers as one script sees them in test_failures.py.
+Rows that concern one line of a script stand with the rest of what it promises: kill -9 and Ctrl+C
+in test_tutorial.py; an overdue acknowledgement, work that fails and signals in test_worker.py;
+input that stalls and output that cannot be written in test_new_task.py; frozen and full brokers as
+one script sees them in test_failures.py.
 """
 
 import re
@@ -15,7 +15,6 @@ import pika
 import pytest
 from conftest import (
     AGAIN,
-    COMES_AGAIN,
     DONE,
     RECEIVED,
     WAITING,
@@ -23,7 +22,6 @@ from conftest import (
     received,
     told_in_one_line_each,
 )
-from consoles import script
 from proxy import Proxy
 from test_failures import told, within_30_seconds
 from waiting import wait_until
@@ -64,23 +62,11 @@ def test_a_frozen_worker_loses_its_task_to_another_and_comes_back(worker, broker
     finally:
         frozen.signal(signal.SIGCONT)
     frozen.wait_for_line(WAITING, count=2)
-    assert COMES_AGAIN in frozen.err
     told_in_one_line_each(frozen)
     other.kill()
     queue.publish(b"next")
     frozen.wait_for_line(r" \[x\] Received next")
     queue.wait_for_counts(0, 0)
-
-
-def test_a_full_disk_under_the_output_ends_it_with_one_line(open_console, queue):
-    queue.declare()
-    queue.publish(b"task")
-    console = open_console("bash", "-c", f"{' '.join(script('worker.py'))} > /dev/full")
-    assert console.wait() == 1
-    *before, last = console.err
-    assert re.fullmatch(r"worker\.py: cannot write .*No space left on device", last)
-    assert before in ([], [COMES_AGAIN])  # it may have the task by then
-    assert queue.take()[0] == b"task"
 
 
 def test_a_connection_reset_in_mid_task_is_told_and_the_task_comes_again(worker, proxy, queue):
@@ -91,7 +77,6 @@ def test_a_connection_reset_in_mid_task_is_told_and_the_task_comes_again(worker,
     console.wait_for_line(AGAIN)
     console.wait_for_line(RECEIVED, count=2)
     wait_until_all_is_done(queue, ["task.."], console)
-    assert COMES_AGAIN in console.err
     told_in_one_line_each(console)
 
 
@@ -142,8 +127,7 @@ def test_a_vhost_deleted_while_it_works_is_waited_for(worker, broker, queue):
     try:
         console = worker(url=broker.url(vhost="passing"))
         broker.ctl("delete_vhost", "passing")
-        console.wait_for_line(r".*vhost.*trying again.*")
-        console.wait_for_line(r".*check the vhost.*trying again.*")
+        console.wait_for_line(r".*vhost passing not found.*trying again.*")
         add()
         console.wait_for_line(WAITING, count=2)
     finally:
@@ -151,7 +135,7 @@ def test_a_vhost_deleted_while_it_works_is_waited_for(worker, broker, queue):
     told_in_one_line_each(console)
 
 
-def test_a_broker_that_takes_connections_and_does_not_serve_is_left_for_the_next(
+def test_a_broker_that_takes_connections_and_does_not_serve_is_left_for_another(
     worker, broker, queue
 ):
     broker.ctl("add_vhost", "locked")
@@ -160,24 +144,12 @@ def test_a_broker_that_takes_connections_and_does_not_serve_is_left_for_the_next
         locked = broker.url(vhost="locked")
         with pika.BlockingConnection(pika.URLParameters(locked)) as owner:
             owner.channel().queue_declare("task_queue", durable=True, exclusive=True)
-            console = worker(url=f"{locked},{broker.url()}")
+            workers = [worker(url=f"{locked},{broker.url()}") for _ in range(5)]
     finally:
         broker.ctl("delete_vhost", "locked")
-    assert len(console.err) == 1 and "RESOURCE_LOCKED" in console.err[0], console.transcript
-    told_in_one_line_each(console)
-
-
-@pytest.mark.parametrize("signals", [(2, 15), (15, 2), (2, 2)], ids=str)
-def test_two_signals_at_once_end_it_once(busy, queue, signals):
-    console = busy(30)
-    pressed = time.monotonic()
-    for signum in signals:
-        console.signal(signum)
-    # When it has closed its connection and ends, Python no longer keeps the second from ending it.
-    assert console.wait() in (0, -signals[1]), console.transcript
-    assert time.monotonic() - pressed < 1, console.transcript
-    assert console.err == [COMES_AGAIN]
-    wait_until(lambda: queue.ready() == 2, "both tasks are back")
+    for console in workers:
+        assert all("RESOURCE_LOCKED" in line for line in console.err), console.transcript
+        told_in_one_line_each(console)
 
 
 def test_a_signal_ends_it_while_it_connects_to_a_silent_broker(worker, proxy):
@@ -267,7 +239,7 @@ def test_a_network_fault_in_mid_stream_says_how_many_are_confirmed(proxy, stream
     assert console.out == [" [x] Sent before"]
     assert len(console.err) == 1
     assert re.fullmatch(
-        r"new_task\.py: cannot send to .*:\d+: .+ \(1 tasks confirmed\)", *console.err
+        r"new_task\.py: cannot send to .*:\d+: .+ \(tasks confirmed: 1\)", *console.err
     )
     assert queue.take()[0] == b"before"
 
@@ -282,17 +254,6 @@ def test_an_alarm_in_mid_stream_holds_it_up_until_it_is_cleared(broker, stream, 
     console.stdin.close()
     assert console.wait() == 0
     assert console.err == []
-
-
-def test_a_queue_deleted_in_mid_stream_is_told(stream, queue):
-    """An unroutable task is returned, and so never told as sent."""
-    console = stream()
-    queue.delete()
-    say(console, "after")
-    assert console.wait() == 1
-    assert console.out == [" [x] Sent before"]
-    assert len(console.err) == 1
-    assert "the queue was deleted; send again (1 tasks confirmed)" in console.err[0]
 
 
 # --- The broker ---
@@ -310,9 +271,9 @@ def test_a_broker_that_dies_between_publish_and_confirm(
         running_broker.kill()
         died = time.monotonic()
         line = told(producer, r"\w+ \w+", place)
-        confirmed = int(re.search(r"\((\d+) tasks? confirmed\)$", line.text)[1])
+        confirmed = int(re.search(r"\(tasks confirmed: (\d+)\)$", line.text)[1])
         assert confirmed == len(producer.out)
-        console.wait_for_line(rf"worker\.py: cannot .*{place}.*; trying again in .*", 30)
+        console.wait_for_line(rf"worker\.py: cannot .*{place}.*; trying again", 30)
         within_30_seconds(producer, died)
         within_30_seconds(console, died)
     finally:
