@@ -9,15 +9,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-import brokers
 import pytest
-from consoles import Console, script
-from waiting import wait_until
 
-# What a worker shows, as regular expressions.
-WAITING = r" \[\*\] Waiting for messages\. To exit press CTRL\+C"
-RECEIVED, DONE = r" \[x\] Received .*", r" \[x\] Done"
-AGAIN = r"worker\.py: cannot consume from \S+: .*; trying again"
+from tests.harness import brokers
+from tests.harness.consoles import Console
+from tests.harness.scripts import NEW_TASK, RECEIVED, TUTORIAL, WAITING, WORKER
+from tests.harness.waiting import wait_until
 
 # A shell that starts us in the background has us ignore Ctrl+C, and our consoles would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -132,7 +129,7 @@ def worker(open_console):
     """Start `python worker.py`, and wait until it waits for messages (unless `waiting=False`)."""
 
     def start(*words, waiting=True, **options):
-        console = open_console(*script("worker.py"), *words, **options)
+        console = open_console(*WORKER, *words, **options)
         if waiting:
             console.wait_for_line(WAITING)
         return console
@@ -145,7 +142,7 @@ def worker_of(open_console, tmp_path):
     """Start a copy of worker.py whose work() is made of `lines`; it waits for messages then."""
 
     def start(lines, **options):
-        text = Path(script("worker.py")[1]).read_text(encoding="utf-8")
+        text = Path(WORKER[1]).read_text(encoding="utf-8")
         [work] = (node for node in ast.parse(text).body if getattr(node, "name", "") == "work")
         whole = text.splitlines()
         body = textwrap.indent(lines, "    ").split("\n")
@@ -176,7 +173,7 @@ def busy(worker, queue):
 @pytest.fixture
 def start_new_task(open_console):
     """Start `python new_task.py WORDS` and leave it running."""
-    return lambda *words, **options: open_console(*script("new_task.py"), *words, **options)
+    return lambda *words, **options: open_console(*NEW_TASK, *words, **options)
 
 
 @pytest.fixture
@@ -189,6 +186,26 @@ def new_task(start_new_task):
         return console
 
     return send
+
+
+@pytest.fixture
+def tutorials(open_console, tmp_path):
+    """Start the tutorial's own `role` with `words`, altered by `edits` (old text: new text)."""
+
+    def start(role, *words, edits=None, **options):
+        text = TUTORIAL[role].read_text()
+        for old, new in (edits or {}).items():
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / f"{role}.py").write_text(text)
+        console = open_console(sys.executable, str(tmp_path / f"{role}.py"), *words, **options)
+        if role == "worker":
+            console.wait_for_line(WAITING)
+        else:
+            console.wait()
+        return console
+
+    return start
 
 
 @pytest.fixture
@@ -213,22 +230,3 @@ def running_broker(broker):
     """
     yield broker
     broker.renew()
-
-
-def received(*consoles):
-    prefix = " [x] Received "
-    return [line.removeprefix(prefix) for c in consoles for line in c.out if prefix in line]
-
-
-def done(*consoles):
-    """Return the tasks that were worked to their end."""
-    found = []
-    for console in consoles:
-        pairs = zip(console.out, console.out[1:], strict=False)
-        found += [line[14:] for line, after in pairs if after == " [x] Done" and "Rec" in line]
-    return found
-
-
-def told_in_one_line_each(console):
-    for line in console.err:
-        assert re.fullmatch(AGAIN, line), console.transcript

@@ -11,10 +11,11 @@ import subprocess
 import threading
 import time
 
-import brokers
 import pytest
-from conftest import done, told_in_one_line_each
-from waiting import wait_until
+
+from tests.harness import brokers
+from tests.harness.scripts import done, only_told_in_lines
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -121,7 +122,7 @@ class Flow:
         assert set(done(*workers)) <= self.given
         for worker in workers:
             assert worker.process.poll() is None
-            told_in_one_line_each(worker)
+            only_told_in_lines(worker)
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_each_task_is_on_every_node(broker, queue, new_task, worker):
 
 
 def test_a_task_that_kills_every_worker_is_parked_and_the_others_are_done(
-    broker, queue, new_task, altered_worker
+    broker, queue, new_task, worker_of
 ):
     """RabbitMQ gives a task to 21 workers; unparked it would be gone then."""
 
@@ -161,10 +162,10 @@ def test_a_task_that_kills_every_worker_is_parked_and_the_others_are_done(
         new_task(task)
     workers = []
     while not parked():
-        workers.append(altered_worker('if body == b"deadly":\n    os.kill(os.getpid(), 9)'))
+        workers.append(worker_of('if body == b"deadly":\n    os.kill(os.getpid(), 9)'))
         wait_until(lambda: workers[-1].process.poll() or parked(), "it dies, or need not")
     assert sum(one.process.poll() == -9 for one in workers) == 21
-    workers.append(altered_worker("pass"))
+    workers.append(worker_of("pass"))
     wait_until(lambda: set(done(*workers)) == {"before", "after"}, "the others are done")
     queue.wait_for_counts(0, 0)
     method, _, body = queue.do(lambda channel: channel.basic_get("parked_tasks", auto_ack=True))

@@ -6,7 +6,7 @@ engine; where the client has no compose plugin there is nothing to ask, and the 
 
 import re
 
-from brokers import ROOT, DockerBroker
+from tests.harness.brokers import ROOT, DockerBroker
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 

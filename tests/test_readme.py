@@ -2,10 +2,12 @@
 
 import re
 import subprocess
+import sys
 
 import pytest
-from consoles import ROOT, script
-from waiting import wait_until
+
+from tests.harness.consoles import ROOT
+from tests.harness.waiting import wait_until
 
 README = (ROOT / "README.md").read_text()
 CONSOLES = re.findall(r"^```console\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -27,7 +29,7 @@ def test_the_three_consoles_show_what_the_readme_shows(worker, open_console):
     seen = ""
     for command in commands(session):
         _, name, *words = command.split()
-        console = open_console(*script(name), *words)
+        console = open_console(sys.executable, ROOT / name, *words)
         assert console.wait() == 0
         seen += f"$ {command}\n" + "".join(f"{line}\n" for line in console.out)
     assert seen == session

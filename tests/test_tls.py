@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from brokers import free_ports
-from conftest import RECEIVED
-from test_failures import NEW_TASK, SCRIPTS, SECRET, told
-from waiting import wait_until
+
+from tests.harness.brokers import free_ports
+from tests.harness.scripts import BOTH, NEW_TASK, RECEIVED, SECRET, told
+from tests.harness.waiting import wait_until
 
 
 def erlang(pem):
@@ -84,7 +84,7 @@ def test_tasks_are_sent_and_done_over_tls(new_task, worker, listeners, authority
     assert console.err == []
 
 
-@SCRIPTS
+@BOTH
 @pytest.mark.parametrize(
     "wrong, why",
     [
@@ -98,7 +98,7 @@ def test_a_wrong_certificate_is_refused(start, program, listeners, authority_fil
     told(start(program, url=url, env={"SSL_CERT_FILE": str(authority_file)}), why, place)
 
 
-@SCRIPTS
+@BOTH
 @pytest.mark.parametrize("sent_along", ["nothing", "no authority"])
 def test_an_unknown_authority_is_refused(start, program, listeners, sent_along):
     place = listeners[sent_along]
@@ -106,14 +106,14 @@ def test_an_unknown_authority_is_refused(start, program, listeners, sent_along):
     told(console, "self.signed certificate|unable to get local issuer certificate", place)
 
 
-@SCRIPTS
+@BOTH
 def test_a_listener_without_tls_behind_amqps(start, broker, program):
     place = f"127.0.0.1:{broker.port}"
     console = start(program, url=f"amqps://guest:{SECRET}@{place}/%2F")
     told(console, "SSLError.*WRONG_VERSION_NUMBER|SSL.* record layer", place)
 
 
-@SCRIPTS
+@BOTH
 def test_a_listener_with_tls_behind_amqp(start, listeners, program):
     """It hangs up without a word, as a broker does that boots."""
     place = listeners["nothing"]
@@ -121,7 +121,7 @@ def test_a_listener_with_tls_behind_amqp(start, listeners, program):
     told(console, "IncompatibleProtocolError", place)
 
 
-# --- Credentials: errors hide them in each of test_failures.py's and the above ---
+# --- Passwords: `told` looks for them in every failure; here is what else may show them ---
 
 
 @pytest.fixture
@@ -133,14 +133,14 @@ def url_with_secret(broker):
     broker.ctl("delete_user", "tenant")
 
 
-@SCRIPTS
+@BOTH
 def test_help_shows_no_password(start, url_with_secret, program):
     console = start(program, "--help", url=url_with_secret)
     assert console.wait() == 0
     assert SECRET not in console.transcript
 
 
-@SCRIPTS
+@BOTH
 def test_neither_the_connection_nor_the_process_list_shows_a_password(
     start, broker, queue, url_with_secret, program
 ):

@@ -25,13 +25,12 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import brokers
-from consoles import Console, script
-from proxy import WAYS, Proxy
+from tests.harness import brokers
+from tests.harness.consoles import Console
+from tests.harness.proxy import WAYS, Proxy
+from tests.harness.scripts import NEW_TASK, TUTORIAL, WORKER
 
-BARE = [sys.executable, str(Path(__file__).with_name("bare.py"))]
 HEARTBEAT = 4  # seconds
 RECEIVED, DONE, SENT = " [x] Received ", " [x] Done", " [x] Sent "
 
@@ -103,7 +102,7 @@ class Contestant:
             elif line.text == DONE:
                 self.done.append((line.at, task))
 
-        argv = [*BARE, "worker"] if self.textbook else script("worker.py")
+        argv = [sys.executable, TUTORIAL["worker"]] if self.textbook else WORKER
         return Console(*argv, env={"AMQP_URL": self.url(number)}, on_line=see)
 
     def start_producer(self, words, number):
@@ -112,7 +111,7 @@ class Contestant:
             if line.text.startswith(SENT):
                 self.told.append(line.text.removeprefix(SENT))
 
-        argv = [*BARE, "new_task", "--no-confirms"] if self.textbook else script("new_task.py")
+        argv = [sys.executable, TUTORIAL["new_task"]] if self.textbook else NEW_TASK
         env = {"AMQP_URL": self.url(number)}
         return Console(*argv, words, env=env, stdin=subprocess.PIPE, on_line=see)
 

@@ -18,9 +18,10 @@ import uuid
 from pathlib import Path
 
 import pika
-from waiting import wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.harness.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 DEBIAN = Path("/usr/lib/rabbitmq/bin")  # its wrappers in /usr/sbin change the user
 
 
@@ -65,6 +66,7 @@ class Broker:
 
     def wait_until_it_answers(self):
         wait_until(lambda: self.answers() or self.check_alive(), "the broker answers", timeout=90)
+        self.ctl("await_startup")  # it takes connections before it takes commands
 
     def check_alive(self):
         """Raise if the broker ended instead of starting."""

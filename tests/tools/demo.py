@@ -3,9 +3,10 @@
 import sys
 import time
 
-import brokers
-from consoles import Console, script
-from waiting import wait_until
+from tests.harness import brokers
+from tests.harness.consoles import ROOT, Console
+from tests.harness.scripts import done, received
+from tests.harness.waiting import wait_until
 
 TASKS = [
     ["First", "message."],
@@ -32,7 +33,7 @@ class Stage:
     def open(self, title, *argv):
         tell(f"{title} | $ python {' '.join(argv)}")
         name, *words = argv
-        console = Console(*script(name), *words, env={"AMQP_URL": self.broker.url()})
+        console = Console(sys.executable, ROOT / name, *words, env={"AMQP_URL": self.broker.url()})
         self.consoles[console] = title
         self.shown[console] = 0
         return console
@@ -68,11 +69,6 @@ class Stage:
             console.close()
 
 
-def received(worker):
-    prefix = " [x] Received "
-    return [text.removeprefix(prefix) for text in worker.out if text.startswith(prefix)]
-
-
 def play(stage):
     workers = []
     for number in (1, 2):  # one after the other, since the first that waits gets the first task
@@ -85,7 +81,7 @@ def play(stage):
             raise AssertionError(sent.transcript)
     stage.show_counts()
     stage.show_until(
-        lambda: sum(worker.out.count(" [x] Done") for worker in workers) == len(TASKS),
+        lambda: len(done(*workers)) == len(TASKS),
         "all tasks are done",
     )
     stage.show_counts()

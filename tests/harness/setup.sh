@@ -1,7 +1,7 @@
 # Sourced by tests/run, demo, soak and bench: gets what they need, says so, and leaves the rest
 # alone. Needs Python 3.10 or later; makes .venv, and a broker where the machine has none.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 give_up() {
     echo "$0: $1" >&2
@@ -42,8 +42,8 @@ make_venv() {
 
 make_venv .venv requirements.txt tests/requirements.txt
 
-broker_there() { .venv/bin/python -c 'import sys; sys.path.insert(0, "tests"); import brokers
-sys.exit(not any(kind.available() for kind in brokers.BROKERS.values()))'; }
+broker_there() { .venv/bin/python -c 'import sys; from tests.harness.brokers import BROKERS
+sys.exit(not any(kind.available() for kind in BROKERS.values()))'; }
 
 if [ "${TEST_BROKER:-}" != docker ] && ! command -v rabbitmq-server >/dev/null; then
     if [ "${TEST_BROKER:-}" = local ] || ! broker_there; then

@@ -11,6 +11,8 @@ channel = connection.channel()
 channel.queue_declare(queue="task_queue", durable=True)
 print(" [*] Waiting for messages. To exit press CTRL+C", flush=True)
 
+channel.basic_qos(prefetch_count=1)
+
 
 def callback(ch, method, properties, body):
     print(f" [x] Received {body.decode()}", flush=True)
@@ -19,7 +21,6 @@ def callback(ch, method, properties, body):
     ch.basic_ack(delivery_tag=method.delivery_tag)
 
 
-channel.basic_qos(prefetch_count=1)
 channel.basic_consume(queue="task_queue", on_message_callback=callback)
 
 channel.start_consuming()

@@ -4,15 +4,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from waiting import wait_until
+from tests.harness.waiting import wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Line(NamedTuple):
@@ -129,8 +128,3 @@ class Console:
         self.kill()
         if self.stdin:
             self.stdin.close()
-
-
-def script(name):
-    """Return how to run one of the project's scripts with the tests' own interpreter."""
-    return [sys.executable, str(ROOT / name)]

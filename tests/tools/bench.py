@@ -23,13 +23,14 @@ import time
 from functools import partial
 from typing import NamedTuple
 
-import brokers
 import pika
 import psutil
-from consoles import ROOT, Console
-from waiting import wait_until
 
-PEERS = ROOT / "tests" / "peers"
+from tests.harness import brokers
+from tests.harness.consoles import ROOT, Console
+from tests.harness.waiting import wait_until
+
+PEERS = ROOT / "tests/tools/peers"
 QUEUES = ("task_queue", "celery", "default", "default.DQ", "default.XQ")
 MARK, MIB = b"MARK", 2**20
 
@@ -170,11 +171,11 @@ def stamps(worker, start):
     return [line.at for line in list(worker.lines) if line.text.startswith(start)]
 
 
-def received(worker):
+def times_received(worker):
     return stamps(worker, " [x] Received")
 
 
-def done(worker):
+def times_done(worker):
     return stamps(worker, " [x] Done")
 
 
@@ -189,14 +190,14 @@ def usage(worker):
 def drain(bench, who, count):
     """Let a worker do `count` tasks that wait; return it, its rate, and its usage when it began."""
     (worker,) = bench.start(who)
-    early = len(done(worker)), usage(worker)
+    early = len(times_done(worker)), usage(worker)
     wait_until(
-        lambda: len(worker.lines) >= 2 * count and len(done(worker)) >= count,
+        lambda: len(worker.lines) >= 2 * count and len(times_done(worker)) >= count,
         f"{count} tasks are done",
         timeout=600,
         poll=0.1,
     )
-    at, first = done(worker), count // 10
+    at, first = times_done(worker), count // 10
     return worker, (count - 1 - first) / (at[count - 1] - at[first]), early
 
 
@@ -261,7 +262,7 @@ def with_work(bench, who):
         time.sleep(0.25)
 
     def ends(count):
-        return sorted(at for worker in fleets[count] for at in done(worker))
+        return sorted(at for worker in fleets[count] for at in times_done(worker))
 
     wait_until(lambda: all(len(ends(count)) == len(load) for count in FLEETS), "all is done", 120)
     return {
@@ -279,7 +280,7 @@ def pick_up(bench, who):
     sent = []
 
     def idle(number):
-        return len(done(worker)) == number
+        return len(times_done(worker)) == number
 
     def texts():
         for number in range(bench.size["picks"]):
@@ -289,8 +290,8 @@ def pick_up(bench, who):
             yield b"task"
 
     bench.fill(who, task, texts())
-    wait_until(lambda: len(received(worker)) == len(sent), "the last task is received")
-    times = [1000 * (at - began) for began, at in zip(sent, received(worker), strict=True)]
+    wait_until(lambda: len(times_received(worker)) == len(sent), "the last task is received")
+    times = [1000 * (at - began) for began, at in zip(sent, times_received(worker), strict=True)]
     return {
         "idle worker, MiB": memory,
         "from sending to Received, median, ms": statistics.median(times),
@@ -306,7 +307,7 @@ def worker_killed(bench, who):
     workers, times = bench.start(who, bench.size["kills"] + 1), []
 
     def holder():
-        return next((worker for worker in workers if received(worker)), None)
+        return next((worker for worker in workers if times_received(worker)), None)
 
     bench.fill(who, task, [b"." * 600])
     while len(workers) > 1:
@@ -314,7 +315,9 @@ def worker_killed(bench, who):
         workers.remove(victim)
         killed = time.monotonic()
         victim.kill()
-        times.append(received(wait_until(holder, "the next worker has it", poll=0.01))[0] - killed)
+        times.append(
+            times_received(wait_until(holder, "the next worker has it", poll=0.01))[0] - killed
+        )
     return {"from kill -9 to Received at the next, ms": 1000 * statistics.median(times)}
 
 
@@ -325,8 +328,8 @@ def broker_back(bench, who):
     bench.broker.restart()
     back = time.monotonic()
     bench.fill(who, task, [b"task"])
-    wait_until(lambda: received(worker), "the worker is back", timeout=120)
-    return {"from the broker's return to Received, s": received(worker)[0] - back}
+    wait_until(lambda: times_received(worker), "the worker is back", timeout=120)
+    return {"from the broker's return to Received, s": times_received(worker)[0] - back}
 
 
 def backlog(share, bench, who):
