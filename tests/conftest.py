@@ -189,6 +189,17 @@ def new_task(start_new_task):
 
 
 @pytest.fixture
+def quorum_url(broker):
+    """The URL of a vhost in which a queue is a quorum queue unless it is declared otherwise."""
+    broker.ctl("add_vhost", "quorum", "--default-queue-type", "quorum")
+    try:
+        broker.ctl("set_permissions", "--vhost", "quorum", "guest", ".*", ".*", ".*")
+        yield broker.url(vhost="quorum")
+    finally:
+        broker.ctl("delete_vhost", "quorum")
+
+
+@pytest.fixture
 def tutorials(open_console, tmp_path):
     """Start the tutorial's own `role` with `words`, altered by `edits` (old text: new text)."""
 

@@ -193,6 +193,19 @@ def test_the_lines_of_the_tutorials_listing_stand_in_its_order(name):
         rest = rest.split(f"    {line.strip()}", 1)[1]
 
 
+def test_rabbitmqs_current_programs_and_ours_share_a_quorum_queue(
+    tutorials, start_new_task, worker, quorum_url
+):
+    """They declare one; where queues are quorum queues by default, ours do the same."""
+    quorum = {"durable=True)": 'durable=True, arguments={"x-queue-type": "quorum"})'}
+    theirs = tutorials("worker", edits=quorum, url=quorum_url)
+    start_new_task("From", "ours", url=quorum_url)
+    theirs.wait_for_line(received_line("From ours"))
+    theirs.kill()
+    tutorials("new_task", "From-theirs", edits=quorum, url=quorum_url)
+    worker(url=quorum_url).wait_for_line(received_line("From-theirs"))
+
+
 def test_the_tutorials_own_programs_and_ours_exchange_tasks(tutorials, new_task, worker, queue):
     console = tutorials("worker")
     new_task("From", "ours.")

@@ -71,6 +71,10 @@ class Broker:
     def check_alive(self):
         """Raise if the broker ended instead of starting."""
 
+    def version(self):
+        """Return RabbitMQ's version, as a tuple of numbers."""
+        return tuple(int(part) for part in self.ctl("version").strip().split("."))
+
     def set(self, key, erlang_value):
         """Set one of RabbitMQ's settings while it runs (until its next start)."""
         self.ctl("eval", f"application:set_env(rabbit, {key}, {erlang_value}).")
