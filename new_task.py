@@ -5,50 +5,41 @@
     python new_task.py -                send each line of standard input that is not blank
 
 " [x] Sent" is printed once RabbitMQ has confirmed the task: from then on it survives a restart.
-AMQP_URL says where RabbitMQ is: amqp://user:password@host:port/vhost, or amqps:// for TLS; for a
-cluster several, separated by commas. Unset: amqp://guest:guest@localhost:5672/%2F
+AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
 Exit status: 0 if every task is confirmed, 1 if not, 130 after Ctrl+C. This help: -h or --help.
 """
 
 import os
 import random
 import re
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ThreadPoolExecutor, TimeoutError  # the builtin since Python 3.11
+from contextlib import suppress
 from socket import gethostname
 
 import pika
 
 ADVICE = {  # for what a newcomer meets; all else is told in RabbitMQ's or the system's own words
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "gaierror": "unknown host, or no name server answers",
-    "StackTimeout": "no answer; is RabbitMQ frozen, or the network down?",
+    "^gaierror": "unknown host, or no name server answers",
+    "StackTimeout|attempt timed out": "no answer; is RabbitMQ frozen, or the network down?",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
-    "Nack|BlockedTimeout": "the queue is full, or RabbitMQ short of memory or disk; try later",
+    "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
 }
 
 
-class Broker(pika.URLParameters):  # the times, in seconds, tell any failure within half a minute
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives a silent broker up within 2 * (heartbeat + 5)
+class Broker(pika.URLParameters):  # with other defaults, in seconds, which the URL may override
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives up on a silent broker within 2 * (heartbeat + 5)
     DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # an alarm would be waited out, however long
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"new_task.py {gethostname()} {os.getpid()}"}
 
 
 def printable(text):
-    """Return `text` on one line, with what a terminal would obey escaped."""
+    """Return `text` on one line, with everything escaped that a terminal would act on."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def connect(brokers):
-    """Return a connection to the first of `brokers` that takes one; raise what the last raised."""
-    for broker in brokers:
-        try:
-            return pika.BlockingConnection(broker)
-        except Exception as error:  # given the list, pika would not go on after an unknown host
-            reason = error
-    raise reason
 
 
 def stdin_lines(connection):
@@ -73,16 +64,23 @@ def stdin_lines(connection):
 def main():
     """Send what the command line says."""
     if sys.argv[1:2] in (["-h"], ["--help"]):
-        return print(__doc__.strip())
+        return print(__doc__)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    urls = os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+    urls = re.split(r",\s*(?=amqp)", os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost")
     try:
-        brokers = [Broker(re.fullmatch(r"\s*(amqps?://.*?)\s*", url)[1]) for url in urls.split(",")]
+        brokers = [Broker(re.fullmatch(r"\s*(amqps?://.*?)\s*", url)[1]) for url in urls]
     except Exception:  # which may quote the password
         sys.exit("new_task.py: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
-    confirmed = 0
+    broker, confirmed = brokers[0], 0
     try:
-        connection = connect(random.sample(brokers, len(brokers)))
+        for broker in random.sample(brokers, len(brokers)):
+            try:
+                connection = pika.BlockingConnection(broker)
+                break
+            except Exception as error:  # given the list, pika stops at an unknown host
+                failure = error
+        else:
+            raise failure
         channel = connection.channel()
         channel.queue_declare(queue="task_queue", durable=True)
         channel.confirm_delivery()
@@ -97,12 +95,13 @@ def main():
             )
             confirmed += 1
             print(f" [x] Sent {printable(body.decode(errors='backslashreplace'))}")
-        connection.close()
+        with suppress(pika.exceptions.AMQPError):  # all is confirmed, whatever happens now
+            connection.close()
     except BaseException as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one line is enough
         why = next((ADVICE[key] for key in ADVICE if re.search(key, repr(error))), repr(error))
-        places = " or ".join(f"{broker.host}:{broker.port}" for broker in brokers)
-        fault = f"cannot send to {places}: {printable(why)} (tasks confirmed: {confirmed})"
-        print(f"new_task.py: {fault}", file=sys.stderr)
+        fault = f"cannot send to {broker.host}:{broker.port}: {printable(why)}"
+        print(f"new_task.py: {fault} (tasks confirmed: {confirmed})", file=sys.stderr)
         os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # which waits for no thread
 
 

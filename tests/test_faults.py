@@ -82,7 +82,7 @@ def test_a_connection_reset_in_mid_task_is_told_and_the_task_comes_again(worker,
     only_told_in_lines(console)
 
 
-@pytest.mark.parametrize("ways", [["to broker"], ["to client"], []], ids=["out", "in", "both"])
+@pytest.mark.parametrize("ways", [["to broker"], ["to client"]], ids=["out", "in"])
 def test_a_black_hole_in_mid_task_is_noticed_and_the_task_goes_to_another(
     worker, proxy, broker, queue, ways
 ):
@@ -213,16 +213,12 @@ def wait_until_blocked(broker):
     wait_until(lambda: "blocked" in broker.ctl("list_connections", "state"), "a blocked connection")
 
 
-@pytest.mark.parametrize("fault", ["reset", "black hole"])
-def test_a_network_fault_in_mid_stream_says_how_many_are_confirmed(proxy, stream, queue, fault):
+def test_a_black_hole_in_mid_stream_says_how_many_are_confirmed(proxy, stream, queue):
     console = stream(proxy.url)
     with proxy.black_hole():
         say(console, "after")
-        if fault == "reset":
-            proxy.reset()
-        assert console.wait() == 1
+        assert confirmed(told(console, ".+").text) == 1
     assert console.out == [" [x] Sent before"]
-    assert confirmed(told(console, ".+").text) == 1
     assert queue.take()[0] == b"before"
 
 

@@ -157,7 +157,7 @@ def test_light_tasks_do_not_queue_behind_a_heavy_one(new_task, worker):
 
 LISTINGS = {
     "new_task.py": """
-        connection = connect(
+        connection = pika.BlockingConnection(
         channel = connection.channel()
         channel.queue_declare(queue="task_queue", durable=True)
         message = " ".join(sys.argv[1:]) or "Hello World!"

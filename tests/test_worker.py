@@ -207,7 +207,11 @@ def ended_within(console, seconds, *signals):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_idle_it_ends_at_once(worker, queue, signum):
-    ended_within(worker(), 1, signum)
+    console = worker()
+    queue.publish(b"task")
+    console.wait_for_line(DONE)
+    queue.wait_for_counts(0, 0)
+    ended_within(console, 1, signum)
 
 
 def test_ctrl_c_ends_it_in_mid_task_and_the_task_goes_to_another(busy, worker, queue):
@@ -248,8 +252,7 @@ def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_takes_no_other(
     assert console.out[1:] == [" [x] Received in hand..", " [x] Done"]
     assert console.err == []
     wait_until(lambda: queue.ready() == 1, "only the other task is left")
-    method, _, body = queue.do(lambda channel: channel.basic_get("task_queue", auto_ack=True))
-    assert (body, method.redelivered) == (b"waits", False)
+    assert queue.take()[0] == b"waits"
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
@@ -301,6 +304,24 @@ def test_sigterm_that_meets_a_lost_connection_ends_it_with_a_line(worker, broker
         proxy.close()
 
 
+def test_sigterm_ends_it_at_once_when_it_is_back_without_its_task(worker, broker, queue):
+    proxy = Proxy(broker.port)
+    try:
+        console = worker(url=broker.url(port=proxy.port))
+        queue.publish(b"task..")
+        console.wait_for_line(RECEIVED)
+        other = worker()
+        proxy.reset()
+        other.wait_for_line(RECEIVED)
+        console.wait_for_line(WAITING, count=2)
+        started = time.monotonic()
+        console.signal(signal.SIGTERM)
+        assert console.wait() == 0
+        assert time.monotonic() - started < 1
+    finally:
+        proxy.close()
+
+
 def test_a_signal_ends_it_while_it_waits_to_connect_again(worker, broker, queue):
     proxy = Proxy(broker.port)
     console = worker(url=broker.url(port=proxy.port))
@@ -329,6 +350,17 @@ def test_pauses_grow_and_are_jittered(worker, queue):
             assert low <= pause <= 1.5 * low + 1
         third.append(pauses[2])
     assert max(third) - min(third) > 0.25  # of 4 to 6 s: chance makes it less once in 100,000 runs
+
+
+def test_pauses_grow_where_it_may_not_consume(worker, broker, queue):
+    broker.ctl("add_user", "writer", "secret")
+    try:
+        broker.ctl("set_permissions", "writer", ".*", ".*", "^$")
+        console = worker(url=broker.url("writer:secret"))
+        second = console.wait_for_line(AGAIN, count=2)
+        assert console.wait_for_line(AGAIN, count=3).at - second.at > 1.9
+    finally:
+        broker.ctl("delete_user", "writer")
 
 
 def test_it_waits_for_a_broker_that_goes_away_and_comes_back(running_broker, worker, queue):
