@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pika
 
+from tests.harness import reaper
 from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,6 +40,11 @@ def free_ports(count):
         if len(ports) == count:
             return ports
     raise AssertionError("no free ports")
+
+
+def new_folder():
+    """Make the folder of a broker, which has its data or, for a container, at least its name."""
+    return Path(tempfile.mkdtemp(prefix="work-queue-broker-"))
 
 
 class Broker:
@@ -126,7 +132,8 @@ class LocalBroker(Broker):
 
     def __init__(self):
         self.port, self.dist_port, self.epmd_port = free_ports(3)
-        self.folder = Path(tempfile.mkdtemp(prefix="work-queue-broker-"))
+        self.folder = new_folder()
+        self.duties = [reaper.at_exit("rm", "-rf", self.folder)]
         self.bin = DEBIAN if DEBIAN.exists() else Path(shutil.which("rabbitmq-server")).parent
         (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{self.port}\n")
         (self.folder / "plugins").write_text("[].")
@@ -151,6 +158,7 @@ class LocalBroker(Broker):
             env=self.env,
             start_new_session=True,  # Ctrl+C is for the tests, which end it after the node
         )
+        self.duties.append(reaper.at_exit("kill", "-KILL", self.epmd.pid))
         self.server = None
 
     @staticmethod
@@ -174,6 +182,7 @@ class LocalBroker(Broker):
             stderr=self.console,
             start_new_session=True,  # the starter is a shell: signals go to its whole group
         )
+        self.duty = reaper.at_exit("kill", "-KILL", "--", f"-{self.server.pid}")
 
     def check_alive(self):
         if self.server.poll() is not None:
@@ -197,6 +206,7 @@ class LocalBroker(Broker):
     def ended(self):
         self.server.wait(timeout=60)
         wait_until(lambda: not self.group_lives(), "every process of the broker has ended", 60)
+        reaper.forget(self.duty)
         self.console.close()
         self.server = None
 
@@ -241,6 +251,8 @@ class LocalBroker(Broker):
         self.epmd.kill()
         self.epmd.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        for duty in self.duties:
+            reaper.forget(duty)
 
 
 def docker(*words, env=None):
@@ -266,7 +278,14 @@ class DockerBroker(Broker):
     nodes = {"rabbitmq": ""}  # the services, and how the variables of their ports end
 
     def __init__(self):
-        self.project = f"work-queue-tests-{uuid.uuid4().hex[:8]}"
+        self.folder = new_folder()
+        self.project = self.folder.name
+        down = ("down", "--volumes", "--remove-orphans", "--timeout", "0")
+        self.down = ["compose", "--file", ROOT / self.file, "--project-name", self.project, *down]
+        self.duties = [
+            reaper.at_exit("rm", "-rf", self.folder),
+            reaper.at_exit("docker", *self.down),
+        ]
         numbers = free_ports(2 * len(self.nodes))
         self.ports = dict(zip(self.nodes, numbers, strict=False))
         self.port = numbers[0]
@@ -337,7 +356,10 @@ class DockerBroker(Broker):
         return self.compose("logs", "--no-color", "--no-log-prefix")
 
     def close(self):
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
+        docker(*self.down, env=self.env)
+        self.folder.rmdir()
+        for duty in self.duties:
+            reaper.forget(duty)
 
 
 class Cluster(DockerBroker):

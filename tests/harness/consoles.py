@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.harness import reaper
 from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -43,6 +44,7 @@ class Console:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        self.duty = reaper.at_exit("kill", "-KILL", "--", f"-{self.process.pid}")
         self.stdin = self.process.stdin
         self.readers = [
             threading.Thread(target=self._read, args=(stream, pipe), daemon=True)
@@ -110,6 +112,7 @@ class Console:
             raise AssertionError(f"still running after {timeout:g} s\n{self.transcript}") from None
         for reader in self.readers:
             reader.join()
+        reaper.forget(self.duty)
         return status
 
     def signal(self, signum):
