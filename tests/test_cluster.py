@@ -1,15 +1,15 @@
 """Three nodes, as tests/cluster makes them: any of them may go away, and no task goes with it.
 
 tests/run -n 0 -m cluster runs them; without -m they are deselected, since three nodes beside the
-brokers of three test processes are too many for a small machine.
+brokers of the other tests are too many for a small machine.
 """
 
 import contextlib
-import itertools
 import re
 import subprocess
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -17,7 +17,7 @@ from tests.harness import brokers
 from tests.harness.scripts import done, only_told_in_lines
 from tests.harness.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # since chance takes its time
 
 NODES = list(brokers.Cluster.nodes)
 
@@ -35,92 +35,127 @@ def broker():
         cluster.close()
 
 
+class Feeder:
+    """Gives numbered tasks to a producer, and to a new one whenever that has ended."""
+
+    def __init__(self, name, start_producer):
+        self.name, self.start_producer = name, start_producer
+        self.given, self.producers, self.stop = [], [], threading.Event()
+        self.thread = threading.Thread(target=self.feed)
+        self.thread.start()
+
+    def feed(self):
+        while not self.stop.is_set():
+            producer = self.start_producer()
+            self.producers.append(producer)
+            with contextlib.suppress(BrokenPipeError), producer.stdin:
+                while producer.process.poll() is None and not self.stop.wait(0.05):
+                    number = len(self.given)  # some are in hand longer than others
+                    self.given.append(f"{self.name} {number}" + "." * (number % 50 == 0))
+                    producer.stdin.write(f"{self.given[-1]}\n".encode())
+                    producer.stdin.flush()
+
+    @property
+    def sent(self):
+        lines = [line for one in self.producers for line in one.out]
+        return [line.removeprefix(" [x] Sent ") for line in lines]
+
+    def close(self):
+        self.stop.set()
+        self.thread.join()
+
+
 class Flow:
     """Tasks that flow through every node, and the account of them.
 
-    Each node is the first choice of a worker and of a producer; both notice within 14 seconds
-    that it is silent.
+    The scripts choose a node at random, so there are as many as it takes for each node to have a
+    worker and a producer. They notice within 14 seconds that a node is silent.
     """
 
     def __init__(self, cluster, worker, start_new_task):
-        self.cluster, self.start_new_task = cluster, start_new_task
-        self.given, self.stop = set(), threading.Event()
-        self.producers = {node: [] for node in NODES}
-        urls = {node: cluster.url(first=node, query="heartbeat=2") for node in NODES}
-        self.workers = {node: worker(url=url) for node, url in urls.items()}
-        self.threads = [threading.Thread(target=self.feed, args=item) for item in urls.items()]
-        for thread in self.threads:
-            thread.start()
+        self.cluster, self.workers, self.feeders = cluster, [], []
+        url = cluster.url(query="heartbeat=2")
+        try:
+            while not all(self.workers_at(node) for node in NODES):
+                self.workers += [worker(url=url) for _ in range(4)]
+            while not all(self.feeders_at(node) for node in NODES):
+                start = partial(start_new_task, "-", stdin=subprocess.PIPE, url=url)
+                numbers = range(len(self.feeders), len(self.feeders) + 4)
+                self.feeders += [Feeder(f"feeder {number}", start) for number in numbers]
+                wait_until(lambda: all(one.sent for one in self.feeders), "each has sent a task")
+        except BaseException:
+            self.close()
+            raise
 
-    def feed(self, node, url):
-        """Give numbered tasks to a producer, and to a new one when it ends with its node."""
-        numbers = itertools.count()
-        while not self.stop.is_set():
-            producer = self.start_new_task("-", stdin=subprocess.PIPE, url=url)
-            self.producers[node].append(producer)
-            with contextlib.suppress(BrokenPipeError), producer.stdin:
-                while producer.process.poll() is None and not self.stop.wait(0.05):
-                    number = next(numbers)
-                    task = f"{node} {number}" + "." * (number % 50 == 0)  # some are in hand longer
-                    self.given.add(task)
-                    producer.stdin.write(f"{task}\n".encode())
-                    producer.stdin.flush()
+    def at(self, node):
+        """Return the process ids of the scripts that are connected to `node`."""
+        shown = self.cluster.ctl("list_connections", "pid", "client_properties")
+        rows = [row for row in shown.splitlines() if row.startswith(f"<rabbit@{node}.")]
+        return {int(pid) for row in rows for pid in re.findall(r'"\w+\.py \S+ (\d+)"', row)}
 
-    def sent(self, *nodes):
-        lines = [line for node in nodes for one in self.producers[node] for line in one.out]
-        return [line.removeprefix(" [x] Sent ") for line in lines]
+    def workers_at(self, node):
+        pids = self.at(node)
+        return [one for one in self.workers if one.process.pid in pids]
 
-    def goes_on(self, nodes=NODES):
-        """Wait until each worker and producer of `nodes` has got some more done."""
+    def feeders_at(self, node):
+        pids = self.at(node)
+        return [one for one in self.feeders if one.producers[-1].process.pid in pids]
+
+    def goes_on(self, but=()):
+        """Wait until each worker and feeder has got some more done, but for those in `but`.
+
+        Each chance of a dead node costs them a pause, of a silent one ten seconds more.
+        """
+        workers = [one for one in self.workers if one not in but]
+        feeders = [one for one in self.feeders if one not in but]
 
         def progress():
-            workers = [len(done(self.workers[node])) for node in nodes]
-            return workers + [len(self.sent(node)) for node in nodes]
+            return [len(done(one)) for one in workers] + [len(one.sent) for one in feeders]
 
         before = progress()
         wait_until(
             lambda: all(now - then >= 10 for now, then in zip(progress(), before, strict=True)),
-            f"the workers and producers of {', '.join(nodes)} go on",
-            timeout=90,
+            f"all workers and producers go on, but {len(but)}",
+            timeout=180,
         )
 
-    def goes_on_without(self, leader, left_behind=False):
+    def goes_on_without(self, leader, struck, left_behind=False):
         """Wait until another node leads the queue, and all goes on there.
 
-        The clients of the old leader have come over, unless they are `left_behind`.
+        The `struck`, which were connected to the old one, come over, unless they are `left_behind`.
         """
         others = [node for node in NODES if node != leader]
         wait_until(lambda: self.cluster.leader(asked=others[0]) in others, "another leads", 60)
-        self.goes_on(others)
+        self.goes_on(but=struck)
         if not left_behind:
             self.goes_on()
-            assert self.workers[leader].err, "its worker has noticed nothing"
+            assert all(one.err for one in struck if one in self.workers), "one noticed nothing"
 
-    def pauses(self, since):
+    def pauses(self, since, struck):
         """Return for how long each worker was without a task at most, in seconds, as a text."""
-        found = []
-        for node, worker in self.workers.items():
+        found = {True: [], False: []}
+        for worker in self.workers:
             out = [line for line in list(worker.lines) if " [x] " in line.text]
             pairs = [(a.at, b.at) for a, b in zip(out, out[1:], strict=False) if "Rec" in b.text]
             longest = max((until - at for at, until in pairs if until > since), default=0)
-            found.append(f"{node}'s {longest:.2f}")
-        return ", ".join(found)
+            found[worker in struck].append(f"{longest:.2f}")
+        return f"its workers {', '.join(found[True])}; the others {', '.join(found[False])}"
 
     def close(self):
-        self.stop.set()
-        for thread in self.threads:
-            thread.join()
+        for feeder in self.feeders:
+            feeder.close()
 
     def account(self):
         """Fail if a task was lost, or done and never given."""
         self.close()
-        for producer in itertools.chain(*self.producers.values()):
-            producer.wait(timeout=90)
-        sent = set(self.sent(*NODES))
-        workers = self.workers.values()
-        wait_until(lambda: sent <= set(done(*workers)), "every confirmed task is done", 90)
-        assert set(done(*workers)) <= self.given
-        for worker in workers:
+        for feeder in self.feeders:
+            for producer in feeder.producers:
+                producer.wait(timeout=90)
+        sent = {task for feeder in self.feeders for task in feeder.sent}
+        given = {task for feeder in self.feeders for task in feeder.given}
+        wait_until(lambda: sent <= set(done(*self.workers)), "every confirmed task is done", 90)
+        assert set(done(*self.workers)) <= given
+        for worker in self.workers:
             assert worker.process.poll() is None
             only_told_in_lines(worker)
 
@@ -182,29 +217,35 @@ def leader(flow, running_broker):
     return wait_until(running_broker.leader, "a node leads")
 
 
-def test_the_leader_of_the_queue_is_killed(flow, leader, running_broker):
+@pytest.fixture
+def struck(flow, leader):
+    """The workers and feeders that are connected to the leader."""
+    return flow.workers_at(leader) + flow.feeders_at(leader)
+
+
+def test_the_leader_of_the_queue_is_killed(flow, leader, struck, running_broker):
     killed = time.monotonic()
     running_broker.kill(leader)
-    flow.goes_on_without(leader)
-    print(f"{leader} led. Without a task, in s, at most, {flow.pauses(killed)}")  # seen with -rP
+    flow.goes_on_without(leader, struck)
+    print(f"Longest without a task, in s: {flow.pauses(killed, struck)}")  # seen with -rP
     running_broker.start()
     flow.goes_on()
     flow.account()
 
 
-def test_the_leader_freezes(flow, leader, running_broker):
+def test_the_leader_freezes(flow, leader, struck, running_broker):
     with running_broker.frozen(leader):
-        flow.goes_on_without(leader)
+        flow.goes_on_without(leader, struck)
     flow.account()
 
 
 def test_the_leader_is_cut_off_from_the_other_nodes_but_not_from_its_clients(
-    flow, leader, running_broker
+    flow, leader, struck, running_broker
 ):
-    """It stops serving, so they go elsewhere; since Khepri (RabbitMQ 4.3) they wait with it."""
+    """It stops serving, so they go elsewhere; with Khepri (4.2 by default) they wait with it."""
     khepri = re.search(r"^khepri_db\tenabled", running_broker.ctl("list_feature_flags"), re.M)
     with running_broker.cut_off(leader):
-        flow.goes_on_without(leader, left_behind=khepri)
+        flow.goes_on_without(leader, struck, left_behind=khepri)
     flow.goes_on()
     flow.account()
 

@@ -347,7 +347,7 @@ def test_pauses_grow_and_are_jittered(worker, queue):
         told = [line.at for line in console.lines]
         pauses = [after - before for before, after in zip(told, told[1:], strict=False)][:3]
         for pause, low in zip(pauses, (1, 2, 4), strict=True):
-            assert low <= pause <= 1.5 * low + 1
+            assert low - 0.5 < pause < 1.5 * low + 1  # when a line is read is not exact
         third.append(pauses[2])
     assert max(third) - min(third) > 0.25  # of 4 to 6 s: chance makes it less once in 100,000 runs
 

@@ -368,10 +368,9 @@ class Cluster(DockerBroker):
     file = "tests/cluster/docker-compose.yml"
     nodes = {f"rabbit-{number}": f"_{number}" for number in (1, 2, 3)}
 
-    def url(self, first="rabbit-1", query=""):
-        """Return the AMQP URLs of the nodes, separated by commas, `first` at their head."""
-        order = sorted(self.nodes, key=lambda node: node != first)
-        return ",".join(Broker.url(self, port=self.ports[node], query=query) for node in order)
+    def url(self, query=""):
+        """Return the AMQP URLs of the nodes, separated by commas."""
+        return ",".join(Broker.url(self, port=port, query=query) for port in self.ports.values())
 
     def answers(self):
         for url in self.url().split(","):
