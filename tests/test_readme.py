@@ -72,9 +72,13 @@ def test_the_commands_that_install_are_runnable(tmp_path):
     assert "python worker.py" in done.stdout and "python new_task.py" in done.stdout
 
 
-def test_the_files_that_the_readme_names_are_there():
-    for name in re.findall(r"`((?:tests/)?(?:test_)?\w+\.(?:py|txt|yml))`", README):
-        assert (ROOT / name).exists() or (ROOT / "tests" / name).exists() or name == "tasks.txt"
+def test_the_files_that_the_readmes_name_are_there():
+    both = README + (ROOT / "tests/README.md").read_text()
+    folders = [ROOT, *(ROOT / "tests" / name for name in ("", "harness", "tools"))]
+    for name in re.findall(r"`((?:tests/)?(?:test_)?\w+\.(?:py|txt|yml))`", both):
+        assert any((folder / name).exists() for folder in folders) or name == "tasks.txt", name
+    for command in re.findall(r"tests/(\w+)\b(?= |$|`)", both, re.MULTILINE):
+        assert (ROOT / "tests" / command).exists(), command
     top = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert top >= {
         "new_task.py",
