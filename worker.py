@@ -23,7 +23,7 @@ import pika
 ADVICE = {  # for what a newcomer meets; all else is told in RabbitMQ's or the system's own words
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "^gaierror": "unknown host, or no name server answers",
-    "StackTimeout|attempt timed out": "no answer; is RabbitMQ frozen, or the network down?",
+    "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
 }

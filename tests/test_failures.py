@@ -214,7 +214,7 @@ def test_no_answer_from_a_listener_and_none_to_a_publish_in_an_alarm(
         assert patient.wait() == 130
         assert time.monotonic() - pressed < 1
         for console in silent:
-            told(console, "no answer", place)
+            told(console, "no AMQP answer", place)
             within_30_seconds(console, console.started)
         told(blocked, "RabbitMQ is short of memory or disk", f"127.0.0.1:{broker.port}")
         within_30_seconds(blocked, blocked.started)
@@ -238,7 +238,7 @@ def test_a_broker_that_freezes_before_or_after_the_connection_is_made(start, bro
         late = [start(NEW_TASK), start(WORKER)]
         place = f"127.0.0.1:{broker.port}"
         for console in late:
-            told(console, "no answer", place)
+            told(console, "no AMQP answer", place)
         for console in (idle, publishing):
             assert confirmed(told(console, r"\w+ \w+", place).text) == 1
         told(worker, r"\w+ \w+", place)
