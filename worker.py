@@ -91,7 +91,7 @@ def main():
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     pool, state = ThreadPoolExecutor(max_workers=1), {"pause": 1, "busy": False, "stopping": False}
 
-    def stop(signum, frame):  # only sets a flag: whatever pika is doing, it may hold its locks
+    def stop(signum, frame):  # calls nothing of pika's, which may hold its locks right now
         if signum == signal.SIGINT or state["stopping"] or not state["busy"]:
             os._exit(0)  # which waits for no thread
         state["stopping"] = True

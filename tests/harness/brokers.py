@@ -47,6 +47,22 @@ def new_folder():
     return Path(tempfile.mkdtemp(prefix="work-queue-broker-"))
 
 
+def run(*argv, env=None, cwd=ROOT):
+    """Run a command to its end; return what it printed, and fail if it did."""
+    done = subprocess.run(
+        argv,
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,  # Ctrl+C is for the tests, which must still end the broker
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 class Broker:
     """What both brokers share: where they listen, and how to see that they do."""
 
@@ -225,18 +241,7 @@ class LocalBroker(Broker):
 
     def ctl(self, *words):
         """Run rabbitmqctl; return what it printed."""
-        done = subprocess.run(
-            [self.bin / "rabbitmqctl", "-q", *words],
-            env=self.env,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            start_new_session=True,  # Ctrl+C is for the tests, which must still end the broker
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return run(self.bin / "rabbitmqctl", "-q", *words, env=self.env, cwd=self.folder)
 
     def log(self):
         """Return what the broker has logged since it was made."""
@@ -257,18 +262,7 @@ class LocalBroker(Broker):
 
 def docker(*words, env=None):
     """Run docker in the project's folder; return what it printed."""
-    done = subprocess.run(
-        ["docker", *words],
-        env=env,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        start_new_session=True,  # Ctrl+C is for the tests, which must still end the broker
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run("docker", *words, env=env)
 
 
 class DockerBroker(Broker):
