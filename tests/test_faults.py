@@ -53,14 +53,16 @@ def wait_until_all_is_done(queue, tasks, *consoles):
 def test_a_frozen_worker_loses_its_task_to_another_and_comes_back(worker, broker, queue):
     url = broker.url(query=f"heartbeat={HEARTBEAT}")
     frozen = worker(url=url)
-    queue.publish(b"task.")
+    queue.publish(b"task...")
     frozen.wait_for_line(RECEIVED)
     frozen.signal(signal.SIGSTOP)
     since = time.monotonic()
     try:
         other = worker(url=url)
-        moved = other.wait_for_line(r" \[x\] Received task\.").at - since
-        assert moved <= 3 * HEARTBEAT + 1  # RabbitMQ looks once a heartbeat: after two or three
+        moved = other.wait_for_line(RECEIVED).at - since
+        assert (
+            moved < 8 * HEARTBEAT
+        )  # RabbitMQ takes two or three; unasked, the script asks for 8 s
     finally:
         frozen.signal(signal.SIGCONT)
     frozen.wait_for_line(WAITING, count=2)

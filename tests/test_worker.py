@@ -65,9 +65,9 @@ def test_a_terminal_that_cannot_show_a_character_shows_its_escape(worker, queue)
 
 def test_dots_are_counted_as_bytes_whatever_surrounds_them(worker, queue):
     console = worker()
+    sent = time.monotonic()
     queue.publish(b"\xff.\xfe")
-    started = console.wait_for_line(RECEIVED).at
-    assert console.wait_for_line(DONE).at - started >= 0.95
+    assert console.wait_for_line(DONE).at - sent >= 1
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
@@ -173,9 +173,9 @@ def test_a_task_that_always_fails_is_tried_without_haste_and_heartbeats_go_on(
     worker_of, broker, queue
 ):
     console = worker_of("raise ValueError", url=broker.url(query="heartbeat=1"))
+    sent = time.monotonic()
     queue.publish(b"bad")
-    first, fifth = (console.wait_for_line(RECEIVED, count=count).at for count in (1, 5))
-    assert 4 - 0.5 < fifth - first < 4 * 3  # the time at which a line is read is not exact
+    assert 4 <= console.wait_for_line(RECEIVED, count=5).at - sent < 4 * 3
     console.ctrl_c()
     assert console.wait() == 0
     assert all("cannot do the task" in line for line in console.err)
@@ -245,11 +245,11 @@ def test_ctrl_c_ends_it_while_no_name_server_answers(worker, tmp_path):
 def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_takes_no_other(
     busy, queue, orderly
 ):
-    console = busy(2)
+    console = busy(4)
     console.signal(signal.SIGTERM)
     assert console.wait() == 0, console.transcript
     orderly(console)
-    assert console.out[1:] == [" [x] Received in hand..", " [x] Done"]
+    assert console.out[1:] == [" [x] Received in hand....", " [x] Done"]
     assert console.err == []
     wait_until(lambda: queue.ready() == 1, "only the other task is left")
     assert queue.take()[0] == b"waits"
@@ -308,7 +308,7 @@ def test_sigterm_ends_it_at_once_when_it_is_back_without_its_task(worker, broker
     proxy = Proxy(broker.port)
     try:
         console = worker(url=broker.url(port=proxy.port))
-        queue.publish(b"task..")
+        queue.publish(b"task.....")
         console.wait_for_line(RECEIVED)
         other = worker()
         proxy.reset()
@@ -331,19 +331,17 @@ def test_a_signal_ends_it_while_it_waits_to_connect_again(worker, broker, queue)
 
 
 def test_pauses_grow_and_are_jittered(worker, queue):
-    """Nothing listens: each pause is longer than the one before, and eight workers differ."""
+    """Nothing listens: of three pauses each is twice the one before, and eight workers differ."""
     url = f"amqp://127.0.0.1:{free_ports(1)[0]}"
     workers = [worker(waiting=False, url=url) for _ in range(8)]
-    third = []
+    taken = []
     for console in workers:
-        console.wait_for_line(AGAIN, count=4, timeout=40)
+        first, fourth = (console.wait_for_line(AGAIN, count=count).at for count in (1, 4))
         assert "127.0.0.1" in console.err[0] and "start RabbitMQ" in console.err[0]
-        told = [line.at for line in console.lines]
-        pauses = [after - before for before, after in zip(told, told[1:], strict=False)][:3]
-        for pause, low in zip(pauses, (1, 2, 4), strict=True):
-            assert low - 0.5 < pause < 1.5 * low + 1  # when a line is read is not exact
-        third.append(pauses[2])
-    assert max(third) - min(third) > 0.25  # of 4 to 6 s: chance makes it less once in 100,000 runs
+        assert fourth - console.started >= 1 + 2 + 4
+        assert fourth - first < 2 + 4 + 8
+        taken.append(fourth - first)
+    assert max(taken) - min(taken) > 0.25  # of 7 to 10.5 s: chance makes it less in no run
 
 
 def test_pauses_grow_where_it_may_not_consume(worker, broker, queue):
@@ -351,8 +349,7 @@ def test_pauses_grow_where_it_may_not_consume(worker, broker, queue):
     try:
         broker.ctl("set_permissions", "writer", ".*", ".*", "^$")
         console = worker(url=broker.url("writer:secret"))
-        second = console.wait_for_line(AGAIN, count=2)
-        assert console.wait_for_line(AGAIN, count=3).at - second.at > 1.9
+        assert console.wait_for_line(AGAIN, count=4).at - console.started >= 1 + 2 + 4
     finally:
         broker.ctl("delete_user", "writer")
 
@@ -374,7 +371,7 @@ def test_it_waits_for_a_broker_that_goes_away_and_comes_back(running_broker, wor
     running_broker.ctl("close_all_connections", "test")
     forced = idle.wait_for_line(rf".*CONNECTION_FORCED - test.*{AGAIN[-14:]}")
     again = idle.wait_for_line(WAITING, count=3)
-    assert again.at - forced.at < 3  # the pauses have started over
+    assert again.at - forced.at < 4  # the pauses have started over
 
 
 def test_the_work_ends_before_it_consumes_again(worker_of, broker, queue):

@@ -18,6 +18,7 @@ import uuid
 from pathlib import Path
 
 import pika
+import psutil
 
 from tests.harness import reaper
 from tests.harness.waiting import wait_until
@@ -109,8 +110,10 @@ class Broker:
         else:
             limit = "set_vm_memory_high_watermark"
             raised, cleared = (limit, "absolute", "1MB"), (limit, "0.4")
-        self.ctl(*raised)
         try:
+            self.ctl(*raised)
+            in_force = "rabbit_alarm:get_alarms() =/= []."  # the monitors raise it a little later
+            wait_until(lambda: "true" in self.ctl("eval", in_force), "the alarm is in force")
             yield
         finally:
             self.ctl(*cleared)
@@ -234,7 +237,17 @@ class LocalBroker(Broker):
         return True
 
     def freeze(self):
+        """Freeze; a process goes on for a while where others hold the processors."""
         self.signal(signal.SIGSTOP)
+        wait_until(self.stands_still, "every process of the broker has stopped")
+
+    def stands_still(self):
+        starter = psutil.Process(self.server.pid)
+        return all(
+            one.status() == psutil.STATUS_STOPPED
+            for one in (starter, *starter.children(recursive=True))
+            if os.getpgid(one.pid) == starter.pid
+        )
 
     def thaw(self):
         self.signal(signal.SIGCONT)
