@@ -14,7 +14,8 @@ from functools import partial
 import pytest
 
 from tests.harness import brokers
-from tests.harness.scripts import done, only_told_in_lines
+from tests.harness.readmes import commands
+from tests.harness.scripts import done, only_told_in_lines, received_line
 from tests.harness.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # since chance takes its time
@@ -209,6 +210,24 @@ def test_a_task_that_kills_every_worker_is_parked_and_the_others_are_done(
 
 
 # --- A node goes away ---
+
+
+def test_the_readmes_commands_kill_a_node_and_start_it_again(
+    running_broker, queue, new_task, worker
+):
+    place = "docker compose --file tests/cluster/docker-compose.yml "
+    found = commands("tests/README.md", place)
+    up, kill, start, count, down = (line.removeprefix(place).split() for line in found)
+    running_broker.compose(*up)
+    console = worker()
+    running_broker.compose(*kill)
+    new_task("with two of three")
+    console.wait_for_line(received_line("with two of three"))
+    running_broker.compose(*start)
+    wait_until(running_broker.answers, "all three answer", 90)
+    none = {"task_queue\t0", "parked_tasks\t0"}
+    wait_until(lambda: none <= set(running_broker.compose(*count).splitlines()), "it counts none")
+    assert down == ["down", "--volumes"]  # as the cluster is removed when all is done
 
 
 @pytest.fixture

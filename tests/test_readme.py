@@ -1,5 +1,9 @@
-"""The README's commands and transcripts, run and compared, so that they cannot rot."""
+"""The READMEs' commands and transcripts, run and compared, so that they cannot rot.
 
+Those for Docker are run in test_compose.py, those for the cluster in test_cluster.py.
+"""
+
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +11,8 @@ import sys
 import pytest
 
 from tests.harness.consoles import ROOT
+from tests.harness.readmes import commands
+from tests.harness.scripts import received_line
 from tests.harness.waiting import wait_until
 
 README = (ROOT / "README.md").read_text()
@@ -16,10 +22,6 @@ PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SCRIPTS = {name: (ROOT / name).read_text() for name in ("new_task.py", "worker.py")}
 
 
-def commands(block):
-    return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
-
-
 def test_the_three_consoles_show_what_the_readme_shows(worker, open_console):
     """Every `$ python ...` of the consoles is run in order, and their output compared whole."""
     session = next(block for block in CONSOLES if "new_task.py First" in block)
@@ -27,7 +29,7 @@ def test_the_three_consoles_show_what_the_readme_shows(worker, open_console):
     workers = [worker(), worker()]
     assert [f"$ python worker.py\n{workers[0].out[0]}\n"] == [waiting]
     seen = ""
-    for command in commands(session):
+    for command in commands("README.md", "python new_task.py")[:5]:
         _, name, *words = command.split()
         console = open_console(sys.executable, ROOT / name, *words)
         assert console.wait() == 0
@@ -36,6 +38,20 @@ def test_the_three_consoles_show_what_the_readme_shows(worker, open_console):
     [first] = TEXTS
     wait_until(lambda: len(workers[0].out) >= len(first.splitlines()), "the first worker's lines")
     assert workers[0].out == first.splitlines()
+
+
+def test_the_long_task_and_the_file_are_sent_as_the_readme_says(worker, open_console, tmp_path):
+    """With `python` and the folder of the scripts as a reader has them."""
+    long, file = commands("README.md", "python new_task.py")[5:]
+    (tmp_path / "tasks.txt").write_text("from a file\nand another\n")
+    (tmp_path / "new_task.py").write_bytes((ROOT / "new_task.py").read_bytes())
+    console = worker()
+    for command in (file, long):
+        line = re.sub("^python", sys.executable, command)
+        sent = open_console("bash", "-c", line, cwd=tmp_path)
+        assert sent.wait() == 0, sent.transcript
+    for task in ("from a file", "and another", long.removeprefix("python new_task.py ")):
+        console.wait_for_line(received_line(task))
 
 
 @pytest.mark.parametrize("line", [line for block in PYTHON for line in block.splitlines()])
@@ -60,8 +76,8 @@ def test_the_readmes_settings_are_those_of_the_files():
 
 def test_the_commands_that_install_are_runnable(tmp_path):
     """The by-hand block, but for Docker's line: in a folder with copies of the scripts alone."""
-    block = next(block for block in CONSOLES if "pip install" in block)
-    lines = [line for line in commands(block) if not line.startswith("docker")]
+    lines = [*commands("README.md", "python3 "), *commands("README.md", ". .venv")]
+    lines += commands("README.md", "pip ")
     for name in ("new_task.py", "worker.py", "requirements.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     lines += ["python worker.py --help", "python new_task.py --help"]
@@ -70,6 +86,34 @@ def test_the_commands_that_install_are_runnable(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "python worker.py" in done.stdout and "python new_task.py" in done.stdout
+
+
+@pytest.mark.parametrize("command", sorted(set(commands("tests/README.md", "tests/run"))))
+def test_a_command_that_runs_tests_selects_some(command):
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --collect-only --quiet"],
+        env={name: value for name, value in os.environ.items() if "PYTEST" not in name},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("tool", ["soak", "bench"])
+def test_the_long_run_and_the_benchmark_take_the_arguments_of_the_readme(tool):
+    """Arguments are looked at in their order, and all that stand before --help must be valid."""
+    for command in commands("tests/README.md", f"tests/{tool}"):
+        words = [*command.split()[1:], "--help"]
+        done = subprocess.run(
+            [sys.executable, "-m", f"tests.tools.{tool}", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_files_that_the_readmes_name_are_there():
