@@ -14,7 +14,7 @@ import random
 import re
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor, TimeoutError  # the builtin since Python 3.11
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from socket import gethostname
 
@@ -44,21 +44,18 @@ def printable(text):
 
 def stdin_lines(connection):
     """Yield the lines of standard input that are not blank, as bytes without their ends."""
-    pool, rest = ThreadPoolExecutor(max_workers=1), bytearray()
-    while True:
-        chunk = pool.submit(sys.stdin.buffer.read1, 1 << 18)  # a typed line, or thousands
-        while not chunk.done():
-            try:
-                chunk.exception(timeout=0.5)
-            except TimeoutError:  # the input stalls, and heartbeats go on
-                connection.process_data_events()
-        data = chunk.result()
+    pool, data, rest = ThreadPoolExecutor(max_workers=1), None, bytearray()
+    while data != b"":
+        chunk = pool.submit(sys.stdin.buffer.raw.read, 1 << 18)  # a typed line, or thousands
+        while not wait([chunk], timeout=0.5).done:  # the input stalls, and heartbeats go on
+            connection.process_data_events()
+        if (data := chunk.result()) is None:  # nothing yet: another program made it non-blocking
+            connection.sleep(0.1)
+            continue
         rest += data or b"\n"  # the last line may lack its end
         if not data or b"\n" in data:
             *lines, rest = rest.split(b"\n")
             yield from (bytes(line).removesuffix(b"\r") for line in lines if line.strip())
-        if not data:
-            return
 
 
 def main():

@@ -1,5 +1,6 @@
 """new_task.py sends what is typed, or each line of standard input."""
 
+import os
 import re
 import shlex
 import socket
@@ -227,6 +228,20 @@ def test_an_input_that_stalls_for_longer_than_heartbeats_allow_goes_on(
     console.stdin.close()
     assert console.wait() == 0, console.transcript
     assert drain(queue) == [b"before", b"after"]
+
+
+def test_an_input_that_another_program_made_non_blocking_is_read_to_its_end(start_new_task):
+    """Nothing yet is not the end."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as stdin, open(writer, "wb", buffering=0) as tasks:
+        os.set_blocking(reader, False)
+        console = start_new_task("-", stdin=stdin)
+        tasks.write(b"one\ntw")
+        console.wait_for_line(r" \[x\] Sent one")
+        tasks.write(b"o\n")
+        console.wait_for_line(r" \[x\] Sent two")
+    assert console.wait() == 0
+    assert console.err == []
 
 
 # --- Cut short ---
