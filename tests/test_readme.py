@@ -5,11 +5,11 @@ Those for Docker are run in test_compose.py, those for the cluster in test_clust
 
 import os
 import re
-import subprocess
 import sys
 
 import pytest
 
+from tests.harness.brokers import run
 from tests.harness.consoles import ROOT
 from tests.harness.readmes import commands
 from tests.harness.scripts import received_line
@@ -81,39 +81,21 @@ def test_the_commands_that_install_are_runnable(tmp_path):
     for name in ("new_task.py", "worker.py", "requirements.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     lines += ["python worker.py --help", "python new_task.py --help"]
-    done = subprocess.run(
-        ["bash", "-ec", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, timeout=150
-    )
-    assert done.returncode == 0, done.stderr
-    assert "python worker.py" in done.stdout and "python new_task.py" in done.stdout
+    shown = run("bash", "-ec", "\n".join(lines), cwd=tmp_path)
+    assert "python worker.py" in shown and "python new_task.py" in shown
 
 
 @pytest.mark.parametrize("command", sorted(set(commands("tests/README.md", "tests/run"))))
 def test_a_command_that_runs_tests_selects_some(command):
-    done = subprocess.run(
-        ["bash", "-c", f"{command} --collect-only --quiet"],
-        env={name: value for name, value in os.environ.items() if "PYTEST" not in name},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    outside = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    run("bash", "-c", f"{command} --collect-only --quiet", env=outside)
 
 
 @pytest.mark.parametrize("tool", ["soak", "bench"])
 def test_the_long_run_and_the_benchmark_take_the_arguments_of_the_readme(tool):
     """Arguments are looked at in their order, and all that stand before --help must be valid."""
     for command in commands("tests/README.md", f"tests/{tool}"):
-        words = [*command.split()[1:], "--help"]
-        done = subprocess.run(
-            [sys.executable, "-m", f"tests.tools.{tool}", *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stderr
+        run(sys.executable, "-m", f"tests.tools.{tool}", *command.split()[1:], "--help")
 
 
 def test_the_files_that_the_readmes_name_are_there():
