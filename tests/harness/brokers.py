@@ -414,7 +414,7 @@ class Cluster(DockerBroker):
         try:
             yield
         finally:
-            docker("network", "connect", network, container)
+            docker("network", "connect", "--alias", node, network, container)  # as compose does
 
 
 BROKERS = {"docker": DockerBroker, "local": LocalBroker}
