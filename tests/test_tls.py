@@ -7,7 +7,6 @@ which changes what OpenSSL says to a client that does not know it.
 import datetime
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import trustme
@@ -135,19 +134,10 @@ def url_with_secret(broker):
 
 
 @BOTH
-def test_help_shows_no_password(start, url_with_secret, program):
-    console = start(program, "--help", url=url_with_secret)
-    assert console.wait() == 0
-    assert SECRET not in console.transcript
-
-
-@BOTH
-def test_neither_the_connection_nor_the_process_list_shows_a_password(
+def test_what_rabbitmq_is_told_of_a_client_shows_no_password(
     start, broker, queue, url_with_secret, program
 ):
-    console = start(
-        program, *["-"] * (program is NEW_TASK), url=url_with_secret, stdin=subprocess.PIPE
-    )
+    start(program, *["-"] * (program is NEW_TASK), url=url_with_secret, stdin=subprocess.PIPE)
     name = f"{program[-1].rpartition('/')[2]} "  # what it has told RabbitMQ of itself
     shown = wait_until(
         lambda: (
@@ -156,4 +146,3 @@ def test_neither_the_connection_nor_the_process_list_shows_a_password(
         f"{name} in rabbitmqctl list_connections",
     )
     assert SECRET not in shown
-    assert SECRET not in Path(f"/proc/{console.process.pid}/cmdline").read_text()
