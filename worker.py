@@ -116,7 +116,7 @@ def main():
             fault = f"worker.py: cannot consume from {broker.host}:{broker.port}: {printable(why)}"
             print(fault + "; trying again" * (not state["stopping"]), file=sys.stderr)
             pause = pool.submit(time.sleep, random.uniform(1, 1.5) * state["pause"])  # after work
-            while not (pause.done() or state["stopping"]):
+            while not pause.done():
                 time.sleep(0.1)  # short, since a signal just before a sleep is seen only after it
             state.update(busy=False, pause=min(2 * state["pause"], 20))
 
