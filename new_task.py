@@ -6,7 +6,7 @@
 
 " [x] Sent" is printed once RabbitMQ has confirmed the task: from then on it survives a restart.
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
-Exit status: 0 if every task is confirmed, 1 if not, 130 after Ctrl+C. This help: -h or --help.
+Exit status: 0 if every task is confirmed and shown, 1 if not, 130 after Ctrl+C. Help: --help, -h.
 """
 
 import os
