@@ -13,7 +13,7 @@ def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
     running_broker, queue, new_task, worker
 ):
     """`up --wait` returns when RabbitMQ takes connections: the scripts can run at once."""
-    up, down, count, restart = (
+    up, down, count, restart, delete = (
         line.split()[2:] for line in commands("README.md", "docker compose ")
     )
     new_task("Restarted")
@@ -27,8 +27,7 @@ def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
     running_broker.compose(*up)
     new_task("At once.")
     wait_until(lambda: "task_queue\t2\t0\n" in running_broker.compose(*count), "it counts both")
-    [delete] = commands("README.md", "rabbitmqctl delete")
-    running_broker.ctl(*delete.split()[1:])
+    running_broker.compose(*delete)
     assert "task_queue" not in running_broker.compose(*count)
     assert volumes(running_broker)
     running_broker.compose(*down, "--volumes")
