@@ -62,11 +62,11 @@ def test_more_workers_take_their_turns_too(new_task, worker):
 
 
 def test_more_workers_do_more_in_the_same_time(new_task, worker):
-    """Twelve seconds of work take four workers little more than three, and two workers six."""
+    """Twenty seconds of work take four workers little more than five, and two workers ten."""
     workers, sent = [worker() for _ in range(4)], time.monotonic()
-    new_task("-", stdin=tasks_file(["work."] * 12))
-    wait_until_done(12, *workers)
-    assert max(line.at for one in workers for line in one.lines) - sent < 6
+    new_task("-", stdin=tasks_file(["work."] * 20))
+    wait_until_done(20, *workers)
+    assert max(line.at for one in workers for line in one.lines) - sent < 10
 
 
 def tasks_file(tasks):
@@ -107,10 +107,11 @@ def test_an_acknowledgement_on_another_channel_is_an_error(new_task, broker, que
 
 
 def test_rabbitmqctl_shows_what_is_not_acknowledged(new_task, worker, queue):
-    worker()
+    console = worker()
     new_task("Slow" + "." * 60)
     new_task("Waits.")
-    queue.wait_for_counts(1, 1)
+    queue.wait_for_counts(1, 1)  # one is in hand, the other not prefetched
+    assert " [x] Done" not in console.out
 
 
 # --- Message Durability ---
@@ -140,13 +141,11 @@ def test_a_queue_is_not_redeclared_with_other_arguments(queue):
 
 def test_light_tasks_do_not_queue_behind_a_heavy_one(new_task, worker):
     """All odd tasks are heavy, all even ones light: the two workers share the heavy ones."""
-    workers, sent = [worker(), worker()], time.monotonic()
+    workers = [worker(), worker()]
     new_task("-", stdin=tasks_file(["heavy...", "light", "heavy...", "light", "heavy...", "light"]))
     wait_until_done(6, *workers)
-    ended = max(line.at for one in workers for line in one.lines)
-    assert ended - sent < 9  # which one worker would need if they were blindly dealt out
     heavy = [sum("heavy" in line for line in one.out) for one in workers]
-    assert sorted(heavy) == [1, 2]
+    assert sorted(heavy) == [1, 2]  # blindly dealt out, one worker would have all three
 
 
 # --- Putting It All Together ---

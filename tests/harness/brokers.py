@@ -6,6 +6,7 @@ A cluster of containers has the same, for all of its nodes or those named.
 """
 
 import contextlib
+import functools
 import os
 import random
 import re
@@ -50,18 +51,24 @@ def new_folder():
 
 def run(*argv, env=None, cwd=ROOT):
     """Run a command to its end; return what it printed, and fail if it did."""
-    done = subprocess.run(
+    process = subprocess.Popen(
         argv,
         env=env,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
         start_new_session=True,  # Ctrl+C is for the tests, which must still end the broker
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    with process:
+        try:
+            out, err = process.communicate(timeout=300)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            raise
+    assert process.returncode == 0, out + err
+    return out
 
 
 class Broker:
@@ -420,6 +427,7 @@ class Cluster(DockerBroker):
 BROKERS = {"docker": DockerBroker, "local": LocalBroker}
 
 
+@functools.cache
 def choose():
     """Return the kind of broker that TEST_BROKER names; unset, docker where an engine answers."""
     name = os.environ.get("TEST_BROKER") or ("docker" if DockerBroker.available() else "local")
