@@ -65,7 +65,8 @@ def run(*argv, env=None, cwd=ROOT):
         try:
             out, err = process.communicate(timeout=300)
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
             raise
     assert process.returncode == 0, out + err
     return out
@@ -250,11 +251,13 @@ class LocalBroker(Broker):
 
     def stands_still(self):
         starter = psutil.Process(self.server.pid)
-        return all(
-            one.status() == psutil.STATUS_STOPPED
-            for one in (starter, *starter.children(recursive=True))
-            if os.getpgid(one.pid) == starter.pid
-        )
+        # Programs that the node runs in groups of their own may end under our eyes: look again.
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            return all(
+                one.status() == psutil.STATUS_STOPPED
+                for one in (starter, *starter.children(recursive=True))
+                if os.getpgid(one.pid) == starter.pid
+            )
 
     def thaw(self):
         self.signal(signal.SIGCONT)
