@@ -209,13 +209,6 @@ def test_idle_it_ends_at_once(worker, queue, signum):
     ended_within(console, 1, signum)
 
 
-def test_ctrl_c_ends_it_in_mid_task_and_the_task_goes_to_another(busy, worker, queue):
-    console = busy(30)
-    ended_within(console, 1, signal.SIGINT)
-    assert " [x] Done" not in console.out
-    worker().wait_for_line(r" \[x\] Received in hand\.+", timeout=5)
-
-
 def test_ctrl_c_ends_it_while_the_work_waits_for_threads_of_its_own(worker_of, queue):
     console = worker_of("with ThreadPoolExecutor() as pool: pool.submit(time.sleep, 25).result()")
     queue.publish(b"task")
