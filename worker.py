@@ -1,10 +1,7 @@
 #!/usr/bin/env python
 """Do the tasks of the durable RabbitMQ queue "task_queue", one at a time, a second for each dot.
 
-Usage: python worker.py [-h | --help]. Start as many workers as you like.
-A task is acknowledged when it is done; if its worker dies first, RabbitMQ gives it to another.
-When RabbitMQ goes away, the worker connects again, after pauses that grow from 1 to 30 seconds.
-Ctrl+C ends it at once, SIGTERM after the task in hand, a second signal at once; with status 0.
+Usage: python worker.py [-h | --help]. Ctrl+C ends it, SIGTERM when the task in hand is done.
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
 """
 
@@ -14,30 +11,18 @@ import re
 import signal
 import sys
 import time
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from concurrent.futures import ThreadPoolExecutor, TimeoutError  # the builtin since Python 3.11
-from functools import partial
+from itertools import cycle
+from multiprocessing import get_start_method, set_start_method
 from socket import gethostname
+from traceback import format_exc, format_exception_only
 
 import pika
 
-ADVICE = {  # for what a newcomer meets; all else is told in RabbitMQ's or the system's own words
-    "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "^gaierror": "unknown host, or no name server answers",
-    "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Login was refused": "login refused; check the user and password in AMQP_URL",
-    "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
-}
-
-
-class Broker(pika.URLParameters):  # with other defaults, in seconds, which the URL may override
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives up on a silent broker within 2 * (heartbeat + 5)
-    DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
-    DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"worker.py {gethostname()} {os.getpid()}"}
-
-
-def printable(text):
-    """Return `text` on one line, with everything escaped that a terminal would act on."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+get_start_method(allow_none=True) or set_start_method("spawn")  # forks would keep the connection
+executor = ThreadPoolExecutor(max_workers=1)  # for the work
+stopping = []  # is no longer empty when SIGTERM has come
 
 
 def work(body):
@@ -46,9 +31,12 @@ def work(body):
         time.sleep(body.count(b"."))
 
 
-def consume(broker, pool, state):
-    """Do the tasks that `broker` delivers until SIGTERM; raise whatever else ends it."""
-    connection = pika.BlockingConnection(broker)
+def consume(broker):
+    """Do the tasks of `broker`, until SIGTERM: SystemExit, or until that is lost: AMQPError."""
+    try:
+        connection = pika.BlockingConnection(broker)
+    except Exception as error:  # of many kinds
+        raise pika.exceptions.AMQPConnectionError(error) from error
     with connection:  # when it closes, RabbitMQ takes back what is not acknowledged
         channel = connection.channel()
         channel.queue_declare(queue="task_queue", durable=True)
@@ -56,70 +44,87 @@ def consume(broker, pool, state):
         channel.basic_qos(prefetch_count=1)
 
         def callback(ch, method, properties, body):
-            state["busy"] = True
-            print(f" [x] Received {printable(body.decode(errors='backslashreplace'))}")
-            task = pool.submit(work, body)
+            if stopping:
+                sys.exit()
+            print(f" [x] Received {shown(body[:4000].decode(errors='backslashreplace'))}")
+            task = executor.submit(do, body)
             while ch.is_open and not task.done():
                 try:
                     task.exception(timeout=0.5)
                 except TimeoutError:  # the work goes on, and so do heartbeats
-                    ch.connection.process_data_events()
-            if not ch.is_open:
-                return  # start_consuming() raises the reason, while the work goes on
-            if (error := task.exception()) is None:
+                    connection.process_data_events()
+            if ch.is_open and task.result():
                 print(" [x] Done")
                 ch.basic_ack(delivery_tag=method.delivery_tag)
-            else:
-                print(f"worker.py: cannot do the task: {printable(repr(error))}", file=sys.stderr)
-                ch.connection.sleep(1)  # RabbitMQ may deliver it again at once
-                ch.basic_nack(delivery_tag=method.delivery_tag)
-            state["busy"] = False
-            if state["stopping"]:
-                ch.stop_consuming()
+            else:  # in a second, since RabbitMQ delivers it again at once
+                connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
 
+        def look():  # between tasks, five times a second
+            sys.exit() if stopping else connection.call_later(0.2, look)
+
+        look()
         channel.basic_consume(queue="task_queue", on_message_callback=callback)
-        state["pause"] = 1
+        broker.pause = 1
         channel.start_consuming()
-    if not state["stopping"]:
         raise pika.exceptions.ConsumerCancelled  # the queue was deleted, for example
 
 
 def main():
-    """Do tasks until a signal comes."""
-    if sys.argv[1:2] in (["-h"], ["--help"]):
-        return print(__doc__)
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    pool, state = ThreadPoolExecutor(max_workers=1), {"pause": 1, "busy": False, "stopping": False}
-
-    def stop(signum, frame):  # calls nothing of pika's, which may hold its locks right now
-        if signum == signal.SIGINT or state["stopping"] or not state["busy"]:
-            os._exit(0)  # which waits for no thread
-        state["stopping"] = True
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    if hasattr(os, "register_at_fork"):  # SIGTERM still ends the processes that the work forks
-        block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})
-        unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
-        os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
-        os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock)
-    urls = re.split(r",\s*(?=amqp)", os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost")
-    try:
-        brokers = [Broker(re.fullmatch(r"\s*(amqps?://.*?)\s*", url)[1]) for url in urls]
+    """Do tasks until a signal comes; whenever RabbitMQ is gone, try again."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # print(file=None) takes standard output
+    sys.excepthook = lambda *e: (sys.__excepthook__(*e), setattr(sys, "stdout", None))  # status 1
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # which waits for no thread
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if stopping else stopping.append(True))
+    urls = re.split(r"\s*,\s*(?=amqp)", os.getenv("AMQP_URL", "").strip() or "amqp://localhost")
+    try:  # pika takes others, for what they are not
+        found = [Broker(re.fullmatch(r"amqps?://[^/?#]*/?[^/?#@]*(\?[^#@]*)?", u)[0]) for u in urls]
     except Exception:  # which may quote the password
         sys.exit("worker.py: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
-    while not state["stopping"]:
+    for broker in cycle(random.sample(found, len(found))):  # in turn
         try:
-            consume(broker := random.choice(brokers), pool, state)
-        except Exception as error:
-            why = next((ADVICE[key] for key in ADVICE if re.search(key, repr(error))), repr(error))
-            fault = f"worker.py: cannot consume from {broker.host}:{broker.port}: {printable(why)}"
-            print(fault + "; trying again" * (not state["stopping"]), file=sys.stderr)
-            pause = pool.submit(time.sleep, random.uniform(1, 1.5) * state["pause"])  # after work
-            while not pause.done():
-                time.sleep(0.1)  # short, since a signal just before a sleep is seen only after it
-            state.update(busy=False, pause=min(2 * state["pause"], 20))
+            consume(broker)
+        except pika.exceptions.AMQPError as error:
+            why = next((ADVICE[k] for k in ADVICE if re.search(k, repr(error))), shown(repr(error)))
+            fault = f"worker.py: cannot consume from {broker.host}:{broker.port}: {why}"
+            print(fault + "; trying again" * (not stopping), file=sys.stderr)
+        until = executor.submit(time.monotonic).result() + random.uniform(1, 1.5) * broker.pause
+        while time.monotonic() < until:  # counted from when work that outlives its connection ends
+            sys.exit() if stopping else time.sleep(0.1)
+        broker.pause = min(2 * broker.pause, 20)
 
+
+def do(body):
+    """Return whether work() does the task; tell why not."""
+    try:
+        if not isinstance(work(body), (Awaitable, Generator, AsyncGenerator)):
+            return True
+        raise TypeError("work() must be a plain function, which may call asyncio.run()")
+    except BaseException as error:  # SystemExit, too
+        lines = ["".join(format_exception_only(error)).strip(), *format_exc().splitlines()]
+        print("worker.py: cannot do the task:", "\n".join(map(shown, lines)), file=sys.stderr)
+
+
+def shown(text):
+    """Return the first thousand characters of `text`, escaped where a terminal would obey them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:1000])
+
+
+class Broker(pika.URLParameters):  # with other defaults, in seconds, which the URL may override
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives up on a silent broker within 2 * (heartbeat + 5)
+    DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
+    DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"worker.py {gethostname()} {os.getpid()}"}
+    pause = 1  # until the next try
+
+
+ADVICE = {  # for what a newcomer meets; all else is told in RabbitMQ's or the system's own words
+    "ConnectionRefused": "nothing listens there; start RabbitMQ",
+    "gaierror|UnicodeError": "unknown host, or no name server answers",
+    "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",
+    "Login was refused": "login refused; check the user and password in AMQP_URL",
+    "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
+}
 
 if __name__ == "__main__":
-    main()
+    print(__doc__) if sys.argv[1:2] in (["-h"], ["--help"]) else main()

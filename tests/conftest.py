@@ -1,18 +1,16 @@
 """The fixtures: a broker for the whole run, a clean queue and consoles for each test."""
 
-import ast
 import logging
 import os
 import re
 import signal
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from tests.harness import brokers
-from tests.harness.consoles import Console
+from tests.harness.consoles import ROOT, Console
 from tests.harness.scripts import NEW_TASK, RECEIVED, TUTORIAL, WAITING, WORKER
 from tests.harness.waiting import wait_until
 
@@ -142,17 +140,20 @@ def worker(open_console):
 
 @pytest.fixture
 def worker_of(open_console, tmp_path):
-    """Start a copy of worker.py whose work() is made of `lines`; it waits for messages then."""
+    """Start worker.py with `lines` as its work(), as a program that imports it and has its own.
 
-    def start(lines, **options):
-        text = Path(WORKER[1]).read_text(encoding="utf-8")
-        [work] = (node for node in ast.parse(text).body if getattr(node, "name", "") == "work")
-        whole = text.splitlines()
-        body = textwrap.indent(lines, "    ").split("\n")
-        whole[work.body[0].lineno - 1 : work.end_lineno] = body
-        copy = tmp_path / "worker.py"
-        copy.write_text("\n".join(whole) + "\n")
-        console = open_console(sys.executable, str(copy), **options)
+    What stands at the `top` of that program is run first. It waits for messages then.
+    """
+
+    def start(lines, top="", **options):
+        program = tmp_path / "own.py"
+        program.write_text(
+            f"import asyncio, os, sys, time\nimport worker\n{top}\ndef work(body):\n"
+            + textwrap.indent(lines, "    ")
+            + "\nworker.work = work\nif __name__ == '__main__':\n    worker.main()\n"
+        )
+        env = {"PYTHONPATH": str(ROOT)}
+        console = open_console(sys.executable, str(program), env=env, **options)
         console.wait_for_line(WAITING)
         return console
 

@@ -18,6 +18,7 @@ TUTORIAL = {role: PEERS / f"tutorial_{role}.py" for role in ("new_task", "worker
 # Lines of a worker, as regular expressions.
 WAITING = r" \[\*\] Waiting for messages\. To exit press CTRL\+C"
 RECEIVED, DONE = r" \[x\] Received .*", r" \[x\] Done"
+FAILED = r"worker\.py: cannot do the task: .*"
 AGAIN = r"worker\.py: cannot consume from \S+: .*; trying again"
 
 SECRET = "s3cret"  # the password in URLs that fail; no line may show it
