@@ -62,6 +62,7 @@ def test_a_broker_that_does_not_let_us_in(start, broker, program):
         f"amqp://u:{SECRET}@127.0.0.1:{free}/": "nothing listens there; start RabbitMQ",
         f"amqp://u:{SECRET}@:{free}/": "nothing listens there; start RabbitMQ",
         f"amqp://u:{SECRET}@no-such-host.invalid:1/": "unknown host",
+        f"amqp://u:{SECRET}@rabbit..example:1/": "unknown host",
         f"amqp://u:{SECRET}@[fe80::1]:1/": "Invalid argument|No route|unreachable",
         broker.url(f"guest:{SECRET}"): "login refused; check the user and password in AMQP_URL",
         broker.url(USER, vhost="lost"): "NOT_ALLOWED - vhost lost not found",
@@ -88,6 +89,13 @@ def test_an_unusable_url_ends_both(start, program):
         "amqp://guest:s3cret@localhost:1/?hearbeat=5",
         "amqp://guest:s3cret@localhost:1/?ssl_options=s3cret",
         "amqp://guest:guest@127.0.0.1:1/,amqp://guest:s3cret@localhost:port/",
+        "amqp://admin:2024/s3cret@localhost/",  # pika would take these for a host and its port
+        "amqp://admin:2024?s3cret@localhost/",
+        "amqp://admin:2024#s3cret@localhost/",
+        "amqp://localhost/team/jobs",  # and these for another vhost
+        "amqp://localhost//",
+        "amqp://localhost/team#jobs",
+        "http://localhost/",
     ]
     name = program[-1].rpartition("/")[2]
     line = f"{name}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost"
@@ -113,6 +121,16 @@ def test_a_broker_that_fails_is_left_for_another(new_task, worker, broker):
     )
     shown = [line for one in workers for line in one.err]
     assert all(re.search("nothing listens|unknown host", line) for line in shown)
+
+
+def test_a_worker_takes_them_in_turn(worker, broker):
+    """Beside a silent one, each has at most one failure; tried at random, one in four has more."""
+    with listener(None) as place:
+        urls = f"amqp://{place}/?stack_timeout=4,{broker.url()}"
+        workers = [worker(url=urls, waiting=False) for _ in range(10)]
+        for one in workers:
+            one.wait_for_line(WAITING, timeout=60)
+            assert len(one.err) <= 1, one.transcript
 
 
 def test_new_task_names_the_one_it_tried_last_when_none_takes_it(start, broker):

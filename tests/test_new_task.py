@@ -14,6 +14,7 @@ import pytest
 from tests.harness.scripts import NEW_TASK, confirmed
 from tests.harness.waiting import wait_until
 
+TRACEBACK = "Traceback (most recent call last):"
 LOCALES = {
     "C.UTF-8": {"LC_ALL": "C.UTF-8"},
     "C": {"LC_ALL": "C"},
@@ -251,7 +252,7 @@ def counted(console, status, queue, tasks):
     """Assert that the confirmed tasks, and at most the one on its way, are in the queue."""
     assert console.wait() == status, console.transcript
     [fault] = console.err
-    assert fault.startswith("new_task.py: cannot send to ")
+    assert fault.startswith(f"new_task.py: {'interrupted' if status == 130 else 'cannot send to '}")
     in_queue = drain(queue)
     assert in_queue == tasks[: len(in_queue)]
     assert confirmed(fault) <= len(in_queue) <= confirmed(fault) + 1
@@ -288,12 +289,11 @@ def test_cut_short_by_a_crash_of_the_broker_it_says_how_many_were_confirmed(
     counted(console, 1, queue, tasks)
 
 
-def test_an_input_too_large_for_the_memory_is_told(open_console, queue):
+def test_an_input_too_large_for_the_memory_is_told(open_console):
     """A gigabyte without a line end, and a process that may have a third of it."""
     limited = "ulimit -v 300000; head -c 1000000000 /dev/zero | { eval $NEW_TASK -; echo $? >&2; }"
     faults, status = shell(open_console, limited)
-    assert status == 1
-    assert re.fullmatch(r"new_task\.py: .*: MemoryError.* \(tasks confirmed: 0\)", *faults)
+    assert (faults[0], faults[-1], status) == (TRACEBACK, "MemoryError", 1)
 
 
 def test_ctrl_c_ends_it_at_once_while_it_waits_for_input_or_for_the_broker(start_new_task, queue):
@@ -313,31 +313,76 @@ def test_ctrl_c_ends_it_at_once_while_it_waits_for_input_or_for_the_broker(start
             console.ctrl_c()
             assert console.wait() == 130
             assert time.monotonic() - pressed < 1
-            assert re.fullmatch(r"new_task\.py: .*KeyboardInterrupt.* \(.*: [01]\)", *console.err)
+            assert re.fullmatch(
+                r"new_task\.py: interrupted \(tasks confirmed: [01]\)", *console.err
+            )
         client.close()
 
 
-# --- Standard output that cannot be written ---
+# --- Standard output or error that cannot be written ---
 
 
-def shell(open_console, command, **options):
+def shell(open_console, command):
     """Run `command` in a shell, with $NEW_TASK as the script, whose status comes last on stderr."""
-    console = open_console("sh", "-c", command, env={"NEW_TASK": shlex.join(NEW_TASK)}, **options)
-    console.wait()
-    *faults, status = console.err
-    return faults, int(status)
+    console = open_console("bash", "-c", command, env={"NEW_TASK": shlex.join(NEW_TASK)})
+    status = int(console.wait_for_line(r"\d+").text)
+    return console.err[:-1], status
+
+
+STALLS = "{ echo task; sleep 60; }"
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "error"),
     [
-        "yes | head -n 1000 | { eval $NEW_TASK -; echo $? >&2; } | head -n 1",
-        "eval $NEW_TASK one task > /dev/full; echo $? >&2",
+        ("yes | head -n 1000 | { eval $NEW_TASK -; echo $? >&2; } | head -n 1", "BrokenPipeError"),
+        ("eval $NEW_TASK task > /dev/full; echo $? >&2", "OSError"),
+        (f"{STALLS} | {{ eval $NEW_TASK - > /dev/full; echo $? >&2; }}", "OSError"),
     ],
-    ids=["a reader that goes away", "a full disk"],
+    ids=["a reader that goes away", "a full disk", "a full disk, while the input stalls"],
 )
-def test_an_output_that_cannot_be_written_is_told_with_what_is_confirmed(open_console, command):
+def test_an_output_that_cannot_be_written_is_told_as_python_tells_it(open_console, command, error):
     faults, status = shell(open_console, command)
-    assert status == 1
-    told = r"new_task\.py: cannot send .*: (BrokenPipe|OS)Error\(.* \(tasks confirmed: \d+\)"
-    assert re.fullmatch(told, *faults)
+    assert (faults[0], status) == (TRACEBACK, 1)
+    assert faults[-1].startswith(error)
+    assert not any("cannot send" in line for line in faults)
+
+
+def test_it_ends_with_its_status_though_its_line_cannot_be_written(
+    open_console, running_broker, start_new_task
+):
+    """RabbitMQ dies while the input stalls, and standard error is full."""
+    command = f"{STALLS} | {{ exec 3>&2; eval $NEW_TASK - 2> /dev/full; echo $? >&3; }}"
+    console = open_console("bash", "-c", command, env={"NEW_TASK": shlex.join(NEW_TASK)})
+    console.wait_for_line(r" \[x\] Sent task")
+    running_broker.kill()
+    assert console.wait_for_line(r"\d+").text == "1"
+
+
+def test_where_there_is_no_console_it_sends_and_shows_nothing(open_console, queue):
+    """A fault does not get into standard output, either."""
+    sent = shell(open_console, "eval $NEW_TASK task >&-; echo $? >&2")
+    assert sent == ([], 0)
+    console = open_console(
+        "bash",
+        "-c",
+        "AMQP_URL=amqp://localhost:1 eval $NEW_TASK task 2>&-; echo status $?",
+        env={"NEW_TASK": shlex.join(NEW_TASK)},
+    )
+    assert console.wait() == 0
+    assert console.out == ["status 1"]
+    assert queue.take()[0] == b"task"
+
+
+NOTEBOOK = """import runpy, sys, types
+sys.stdout = types.SimpleNamespace(write=sys.stdout.write, flush=sys.stdout.flush)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_it_runs_where_standard_output_is_not_pythons_own(open_console, queue):
+    """As in IDLE and notebooks."""
+    console = open_console(sys.executable, "-c", NOTEBOOK, *NEW_TASK[1:], "task")
+    assert console.wait() == 0, console.transcript
+    assert console.out == [" [x] Sent task"]
