@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Send tasks to the durable RabbitMQ queue "task_queue"; "Sent" means that it has confirmed them.
+"""Send tasks to the durable queue "task_queue"; "Sent" means that RabbitMQ has confirmed one.
 
 Usage: python new_task.py First message.   sends the words as one task ("Hello World!" if none)
        python new_task.py -                sends each line of standard input that is not blank
@@ -12,16 +12,17 @@ import random
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from socket import gethostname
 
 import pika
 
 
 def send(broker):
-    """Send what the command line says; raise AMQPError, with a cause if no connection is made."""
+    """Send what the command line says; raise AMQPError, from a cause if there is no connection."""
     try:
         connection = pika.BlockingConnection(broker)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
         raise pika.exceptions.AMQPConnectionError(error) from error
     channel = connection.channel()
     channel.queue_declare(queue="task_queue", durable=True)
@@ -33,24 +34,25 @@ def send(broker):
             routing_key="task_queue",
             body=body,
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-            mandatory=True,  # a task that reaches no queue would be confirmed, too
+            mandatory=True,  # else RabbitMQ confirms what reaches no queue
         )
         broker.confirmed += 1
         print(f" [x] Sent {shown(body[:4000].decode(errors='backslashreplace'))}")
-    connection.close()
+    with suppress(pika.exceptions.AMQPError):  # all is confirmed, whatever happens now
+        connection.close()
 
 
 def main():
-    """Send to the first broker that takes a connection; tell what else happens."""
-    if hasattr(sys.stdout, "reconfigure"):  # it is not in IDLE, for one
+    """Send to the first broker that takes a connection; print why not all is sent."""
+    if hasattr(sys.stdout, "reconfigure"):  # not in IDLE, for example
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # print(file=None) takes standard output
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # print(file=None) would use stdout
     urls = re.split(r"\s*,\s*(?=amqp)", os.getenv("AMQP_URL", "").strip() or "amqp://localhost")
-    try:  # pika takes others, for what they are not
+    try:  # pika would misread other URLs
         found = [Broker(re.fullmatch(r"amqps?://[^/?#]*/?[^/?#@]*(\?[^#@]*)?", u)[0]) for u in urls]
-    except Exception:  # which may quote the password
+    except Exception:  # not shown, as it may quote the password
         sys.exit("new_task.py: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
-    sys.excepthook = lambda *bug: (sys.__excepthook__(*bug), os._exit(1))  # waits for no thread
+    sys.excepthook = lambda *e, tell=sys.excepthook: (tell(*e), os._exit(1))  # waits for no thread
     for broker in random.sample(found, len(found)):
         try:
             return send(broker)
@@ -60,7 +62,7 @@ def main():
         except pika.exceptions.AMQPError as error:
             why = next((ADVICE[k] for k in ADVICE if re.search(k, repr(error))), shown(repr(error)))
             fault, status = f"cannot send to {broker.host}:{broker.port}: {why}", 1
-            if not error.__cause__:  # it had taken the connection
+            if not error.__cause__:  # there was a connection, and some may be sent
                 break
     print(f"new_task.py: {fault} (tasks confirmed: {broker.confirmed})", file=sys.stderr)
     os._exit(status)  # without waiting for the thread that reads standard input
@@ -87,15 +89,15 @@ def shown(text):
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:1000])
 
 
-class Broker(pika.URLParameters):  # with other defaults, in seconds, which the URL may override
+class Broker(pika.URLParameters):  # own defaults, in seconds; the URL may override them
     DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives up on a silent broker within 2 * (heartbeat + 5)
     DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
-    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # an alarm would be waited out, however long
+    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # else a publish waits as long as an alarm
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"new_task.py {gethostname()} {os.getpid()}"}
     confirmed = 0  # tasks so far
 
 
-ADVICE = {  # for what a newcomer meets; all else is told in RabbitMQ's or the system's own words
+ADVICE = {  # for what newcomers meet; other faults are shown in RabbitMQ's or the system's words
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|UnicodeError": "unknown host, or no name server answers",
     "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",

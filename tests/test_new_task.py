@@ -114,12 +114,6 @@ def test_the_bytes_typed_are_the_bytes_sent(new_task, queue, locale):
     assert drain(queue) == list(tasks)
 
 
-def test_an_ascii_terminal_shows_the_rest_escaped(new_task, queue):
-    console = new_task("naïve 🐇", env={"PYTHONIOENCODING": "ascii"})
-    assert console.out == [r" [x] Sent na\xefve \U0001f407"]
-    assert drain(queue) == ["naïve 🐇".encode()]
-
-
 # --- A task for each line of standard input ---
 
 
@@ -317,6 +311,20 @@ def test_ctrl_c_ends_it_at_once_while_it_waits_for_input_or_for_the_broker(start
                 r"new_task\.py: interrupted \(tasks confirmed: [01]\)", *console.err
             )
         client.close()
+
+
+def test_when_all_is_confirmed_a_broker_that_dies_is_no_failure(
+    start_new_task, running_broker, queue
+):
+    """It is no longer there for a goodbye."""
+    console = start_new_task("-", stdin=subprocess.PIPE)
+    console.stdin.write(b"task\n")
+    console.stdin.flush()
+    console.wait_for_line(r" \[x\] Sent task")
+    with running_broker.frozen():
+        console.stdin.close()
+        assert console.wait() == 0
+    assert console.err == []
 
 
 # --- Standard output or error that cannot be written ---

@@ -18,21 +18,6 @@ from tests.harness.waiting import wait_until
 # --- What it shows ---
 
 
-def test_it_shows_each_task_and_its_end_and_acknowledges_it(worker, new_task, queue):
-    console = worker()
-    new_task("first.")
-    new_task("second")
-    console.wait_for_line(DONE, count=2)
-    queue.wait_for_counts(0, 0)
-    assert console.out == [
-        " [*] Waiting for messages. To exit press CTRL+C",
-        " [x] Received first.",
-        " [x] Done",
-        " [x] Received second",
-        " [x] Done",
-    ]
-
-
 def test_no_body_forges_a_line_or_drives_the_terminal(worker, queue):
     bodies = {
         "Grüße, 世界 🐇".encode(): "Grüße, 世界 🐇",
@@ -58,13 +43,6 @@ def test_a_terminal_that_cannot_show_a_character_shows_its_escape(worker, queue)
     queue.publish("Grüße 世".encode())
     console.wait_for_line(DONE)
     assert received(console) == [r"Gr\xfc\xdfe \u4e16"]
-
-
-def test_dots_are_counted_as_bytes_whatever_surrounds_them(worker, queue):
-    console = worker()
-    sent = time.monotonic()
-    queue.publish(b"\xff.\xfe")
-    assert console.wait_for_line(DONE).at - sent >= 1
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
@@ -324,15 +302,6 @@ def test_the_work_ends_before_it_consumes_again(worker_of, broker, queue):
         assert kinds == ["[*]", "[x]", "begins", "ends", "[*]", "[x]", "begins", "ends", "[x]"]
     finally:
         proxy.close()
-
-
-def test_a_deleted_queue_is_declared_again(worker, queue):
-    console = worker()
-    queue.delete()
-    assert "ConsumerCancelled" in console.wait_for_line(AGAIN).text
-    console.wait_for_line(WAITING, count=2)
-    queue.publish(b"task")
-    console.wait_for_line(DONE)
 
 
 def test_an_overdue_acknowledgement_is_told_and_it_consumes_again(
