@@ -2,11 +2,17 @@
 
 import json
 import re
+from pathlib import Path
 
-from tests.harness.brokers import docker
+import pika
+
+from tests.harness import reaper
+from tests.harness.brokers import ROOT, docker
 from tests.harness.readmes import commands
 from tests.harness.scripts import received_line
 from tests.harness.waiting import wait_until
+
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
@@ -21,6 +27,7 @@ def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
     console = worker()
     console.wait_for_line(received_line("Restarted"))
     queue.wait_for_counts(0, 0)
+    assert running_broker.compose(*count) == README.split(" ".join(count) + "\n")[1].split("```")[0]
     console.kill()
     new_task("Outlives.")
     running_broker.compose(*down)
@@ -32,6 +39,36 @@ def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
     assert volumes(running_broker)
     running_broker.compose(*down, "--volumes")
     assert not volumes(running_broker)
+
+
+def test_a_worker_in_a_container_gets_sigterm_and_ends_when_its_task_is_done(broker, queue):
+    """As the README starts it, but for the script and pika, which are mounted."""
+    [command] = re.findall(r"^CMD (\[.*\])$", README, re.MULTILINE)
+    [url] = re.findall(r"`AMQP_URL=(amqp:\S+@rabbitmq)`", README)
+    [container] = broker.compose("ps", "--quiet").split()
+    network = json.loads(docker("inspect", container))[0]["NetworkSettings"]["Networks"]
+    image = json.loads(docker("inspect", container))[0]["Config"]["Image"]
+    name = f"{broker.project}-worker"
+    program, *words = json.loads(command)
+    pika_there = Path(pika.__file__).parent
+    options = ["--detach", "--name", name, "--network", *network, "--env", f"AMQP_URL={url}"]
+    options += ["--env", "PYTHONPATH=/packages", "--workdir", "/scripts", "--entrypoint", "python3"]
+    options += ["--volume", f"{ROOT / 'worker.py'}:/scripts/worker.py:ro"]
+    options += ["--volume", f"{pika_there}:/packages/pika:ro"]
+    assert program == "python"
+    duty = reaper.at_exit("docker", "rm", "--force", name)
+    try:
+        docker("run", *options, image, *words)
+        wait_until(lambda: "Waiting" in docker("logs", name), "it waits for messages")
+        queue.publish(b"task...")
+        wait_until(lambda: "Received" in docker("logs", name), "it has the task")
+        docker("stop", "--time", "60", name)
+        assert docker("logs", name).endswith(" [x] Received task...\n [x] Done\n")
+        assert json.loads(docker("inspect", name))[0]["State"]["ExitCode"] == 0
+        wait_until(lambda: queue.ready() == 0, "nothing is left")
+    finally:
+        docker("rm", "--force", name)
+        reaper.forget(duty)
 
 
 def volumes(broker):

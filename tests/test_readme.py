@@ -3,16 +3,20 @@
 Those for Docker are run in test_compose.py, those for the cluster in test_cluster.py.
 """
 
+import gzip
 import os
 import re
+import shutil
+import subprocess
 import sys
 
+import pika
 import pytest
 
 from tests.harness.brokers import run
 from tests.harness.consoles import ROOT
 from tests.harness.readmes import commands
-from tests.harness.scripts import received_line
+from tests.harness.scripts import DONE, FAILED, WAITING, received_line
 from tests.harness.waiting import wait_until
 
 README = (ROOT / "README.md").read_text()
@@ -54,9 +58,67 @@ def test_the_long_task_and_the_file_are_sent_as_the_readme_says(worker, open_con
         console.wait_for_line(received_line(task))
 
 
-@pytest.mark.parametrize("line", [line for block in PYTHON for line in block.splitlines()])
-def test_a_line_of_code_in_the_readme_is_a_line_of_the_scripts(line):
-    assert any(line.strip() in text for text in SCRIPTS.values())
+def test_a_line_of_code_in_the_text_is_in_the_scripts():
+    found = re.findall(r"`((?:ch|channel|delivery_mode)\b[.=][^`]+)`", README)
+    assert len(found) == 5
+    for line in found:
+        assert any(line in text for text in SCRIPTS.values()), line
+
+
+@pytest.fixture
+def own_work(open_console, tmp_path):
+    """worker.py with the README's work() in place of its own, in a folder of its own."""
+    [work] = [block for block in PYTHON if "def work" in block]
+    imports, work = work.split("\n\n\n")
+    text = re.sub(r"def work\(.*?\n\n\n", lambda _: work + "\n\n", SCRIPTS["worker.py"], flags=re.S)
+    (tmp_path / "worker.py").write_text(text.replace("import os\n", f"{imports}\nimport os\n"))
+    console = open_console(sys.executable, "worker.py", cwd=tmp_path)
+    console.wait_for_line(WAITING)
+    return console
+
+
+def test_the_work_of_the_readme_compresses_and_writes_down_what_it_cannot_read(
+    own_work, queue, tmp_path
+):
+    (tmp_path / "a.txt").write_text("something")
+    queue.publish(b"no JSON")
+    for name in ("a", "late"):
+        queue.publish(b'{"file": "%s.txt"}' % name.encode())
+    own_work.wait_for_line(FAILED, count=2)  # that file is not there yet
+    (tmp_path / "late.txt").write_text("something")
+    own_work.wait_for_line(DONE, count=3)
+    assert (tmp_path / "rejected.txt").read_bytes() == b"no JSON\n"
+    for name in ("a", "late"):
+        assert gzip.decompress((tmp_path / f"{name}.txt.gz").read_bytes()) == b"something"
+
+
+def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue, worker):
+    [code] = [block for block in PYTHON if "def send" in block]
+    send = {}
+    exec(code, send)
+    send["send"](broker.url(), b"from a program")
+    body, properties = queue.take()
+    assert (body, properties.delivery_mode) == (b"from a program", 2)
+    with broker.alarm(), pytest.raises(pika.exceptions.AMQPError):
+        send["send"](broker.url(query="blocked_connection_timeout=1"), b"in an alarm")
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here; CI has it")
+def test_the_unit_is_one_that_systemd_takes(tmp_path):
+    """But for the place of the worker, which is here."""
+    [unit] = re.findall(r"^```ini\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    unit = unit.replace("/opt/worker/.venv/bin/python", sys.executable).replace(
+        "/opt/worker", str(ROOT)
+    )
+    (tmp_path / "worker@.service").write_text(unit)
+    (tmp_path / "worker@1.service").symlink_to("worker@.service")
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "./worker@1.service"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (verified.stdout, verified.stderr, verified.returncode) == ("", "", 0)
 
 
 def test_the_table_of_failures_has_every_advice_of_the_scripts():

@@ -5,31 +5,47 @@ import contextlib
 import pika
 import pytest
 
-from tests.harness.scripts import received, received_line
+from tests.harness.scripts import DONE, received, received_line
 from tests.harness.waiting import wait_until
 
 # --- basic_ack after the work ---
 
 
-def kill_in_mid_task(one, new_task):
-    new_task("Long" + "." * 20)
-    one.wait_for_line(received_line("Long" + "." * 20))
-    one.kill()
-
-
 def test_without_manual_acknowledgement_a_killed_workers_task_is_lost(tutorials, new_task, queue):
+    """With it the task comes back: test_tutorial.py."""
     acknowledged_at_once = {
         "    ch.basic_ack(delivery_tag=method.delivery_tag)\n": "",
         "callback=callback)": "callback=callback, auto_ack=True)",
     }
-    kill_in_mid_task(tutorials("worker", edits=acknowledged_at_once), new_task)
+    console = tutorials("worker", edits=acknowledged_at_once)
+    new_task("Long" + "." * 20)
+    console.wait_for_line(received_line("Long" + "." * 20))
+    console.kill()
     wait_until(lambda: queue.consumers() == 0, "the dead worker is gone")
     assert queue.ready() == 0
 
 
-def test_with_it_the_task_comes_back(worker, new_task, queue):
-    kill_in_mid_task(worker(), new_task)
-    wait_until(lambda: queue.ready() == 1, "the task is back in the queue")
+# --- What ends the tutorial's worker, and not ours ---
+
+
+def test_without_heartbeats_a_long_task_ends_the_worker_and_comes_again(tutorials, broker, queue):
+    """With a heartbeat of one second; RabbitMQ's own of 60 allows three minutes."""
+    queue.declare()
+    queue.publish(b"long.........")
+    console = tutorials("worker", url=broker.url(query="heartbeat=1"))
+    assert console.wait() != 0
+    assert console.err[-1].startswith("pika.exceptions.")
+    wait_until(lambda: queue.ready() == 1, "the task is back")
+
+
+def test_a_body_that_is_no_utf_8_ends_one_worker_after_the_other(tutorials, worker, queue):
+    queue.declare()
+    queue.publish(b"\xff")
+    for _ in range(2):
+        console = tutorials("worker")
+        assert console.wait() != 0
+        assert "UnicodeDecodeError" in console.err[-1]
+    worker().wait_for_line(DONE)
 
 
 # --- durable=True, and delivery_mode=Persistent ---
@@ -59,28 +75,17 @@ def test_a_restart_loses_what_is_not_durable_or_not_persistent(
 # --- basic_qos(prefetch_count=1) ---
 
 
-def shares(workers, new_task, tmp_path):
-    """Send heavy and light tasks in turn to two waiting workers; return how many each received."""
-    tasks = ["heavy.........", "light", "heavy.", "light", "heavy.", "light"]
-    (tmp_path / "tasks").write_text("\n".join(tasks))
-    with (tmp_path / "tasks").open("rb") as stdin:
-        new_task("-", stdin=stdin)
-
-    wait_until(lambda: len(received(*workers)) == len(tasks), "all tasks are received")
-    return [len(received(one)) for one in workers]
-
-
 def test_without_prefetch_one_worker_starves_while_the_other_is_swamped(
     tutorials, new_task, queue, tmp_path
 ):
+    """With it they share the heavy tasks: test_tutorial.py."""
     unlimited = {"channel.basic_qos(prefetch_count=1)\n": ""}
     workers = [tutorials("worker", edits=unlimited) for _ in range(2)]
-    assert shares(workers, new_task, tmp_path) == [3, 3]
-
-
-def test_with_it_the_idle_worker_takes_what_the_busy_one_cannot(worker, new_task, queue, tmp_path):
-    workers = [worker(), worker()]
-    assert shares(workers, new_task, tmp_path) == [1, 5]
+    (tmp_path / "tasks").write_text("heavy.........\nlight\nheavy.\nlight\nheavy.\nlight")
+    with (tmp_path / "tasks").open("rb") as stdin:
+        new_task("-", stdin=stdin)
+    wait_until(lambda: len(received(*workers)) == 6, "all tasks are received")
+    assert [len(received(one)) for one in workers] == [3, 3]
 
 
 # --- confirm_delivery(), and mandatory=True ---
