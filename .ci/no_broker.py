@@ -1,0 +1,30 @@
+"""Run both scripts where nothing listens, on any system: python .ci/no_broker.py
+
+It needs pika alone. The tests do the same and much more, on Linux.
+"""
+
+import os
+import subprocess
+import sys
+
+env = {**os.environ, "AMQP_URL": "amqp://localhost:1"}
+
+sent = subprocess.run(
+    [sys.executable, "new_task.py", "task"], env=env, capture_output=True, text=True, timeout=60
+)
+print(sent.stderr, end="")
+assert (sent.returncode, sent.stdout) == (1, ""), sent
+assert sent.stderr.startswith("new_task.py: cannot send to localhost:1: "), sent
+assert sent.stderr.count("\n") == 1, sent
+
+with subprocess.Popen(
+    [sys.executable, "worker.py"], env=env, stderr=subprocess.PIPE, text=True
+) as worker:
+    for _ in range(2):
+        line = worker.stderr.readline()  # the job has a time limit
+        print(line, end="")
+        assert line.startswith("worker.py: cannot consume from localhost:1: "), line
+        assert line.endswith("; trying again\n"), line
+    worker.terminate()  # runs no handler on Windows
+    assert worker.wait(60) == (1 if os.name == "nt" else 0), worker.returncode
+    assert worker.stderr.read() == ""
