@@ -189,8 +189,10 @@ class LocalBroker(Broker):
         self.server = None
 
     @staticmethod
-    def available():
-        return DEBIAN.exists() or shutil.which("rabbitmq-server") is not None
+    def why_not():
+        """Return why it cannot be had, or None."""
+        there = DEBIAN.exists() or shutil.which("rabbitmq-server")
+        return None if there else "there is no rabbitmq-server (rabbitmq.com/docs/download)"
 
     def start(self):
         """Start the node (on the same port and data as before) and wait until it answers."""
@@ -312,11 +314,16 @@ class DockerBroker(Broker):
         self.server = None
 
     @staticmethod
-    def available():
-        return shutil.which("docker") is not None and all(
-            subprocess.run(["docker", *words], capture_output=True).returncode == 0
-            for words in (["info"], ["compose", "version"])
-        )
+    def why_not():
+        """Return why it cannot be had, or None."""
+        if not shutil.which("docker"):
+            return "there is no Docker (docs.docker.com/engine/install)"
+        for words in (["version"], ["compose", "version"]):
+            asked = subprocess.run(["docker", *words], capture_output=True, text=True)
+            if asked.returncode:
+                told = asked.stderr.strip().splitlines() or ["no answer"]
+                return f"docker {' '.join(words)} says: {told[0]}"
+        return None
 
     def compose(self, *words):
         return docker(
@@ -433,12 +440,15 @@ BROKERS = {"docker": DockerBroker, "local": LocalBroker}
 @functools.cache
 def choose():
     """Return the kind of broker that TEST_BROKER names; unset, docker where an engine answers."""
-    name = os.environ.get("TEST_BROKER") or ("docker" if DockerBroker.available() else "local")
+    name = os.environ.get("TEST_BROKER") or ("local" if DockerBroker.why_not() else "docker")
     if name not in BROKERS:
         raise SystemExit(f"TEST_BROKER={name} is neither docker nor local")
-    if not BROKERS[name].available():
-        raise SystemExit(
-            f"TEST_BROKER={name}: there is "
-            + ("no Docker engine with compose" if name == "docker" else "no rabbitmq-server")
-        )
+    if BROKERS[name].why_not():
+        reasons = {one: kind.why_not() for one, kind in BROKERS.items()}
+        asked = [name] if os.environ.get("TEST_BROKER") else reasons
+        raise SystemExit("no RabbitMQ for the tests: " + "; ".join(reasons[one] for one in asked))
     return BROKERS[name]
+
+
+if __name__ == "__main__":
+    choose()

@@ -436,7 +436,7 @@ def main():
     parser.add_argument("--json", type=argparse.FileType("w"), help="write every sample there")
     given = parser.parse_args()
     contestants = ["ours", *given.beside]
-    if given.cluster and not brokers.DockerBroker.available():
+    if given.cluster and brokers.DockerBroker.why_not():
         parser.error("--cluster needs a Docker engine with compose")
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a broker
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended

@@ -1,25 +1,23 @@
-"""Play the tutorial's round-robin section, and show as it happens what its consoles show."""
+"""Play the tutorial in four chapters, and show as it happens what its consoles show."""
 
+import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+
+from rich.console import Console as Terminal
 
 from tests.harness import brokers
 from tests.harness.consoles import ROOT, Console
 from tests.harness.scripts import done, received
 from tests.harness.waiting import wait_until
 
-TASKS = [
-    ["First", "message."],
-    ["Second", "message.."],
-    ["Third", "message..."],
-    ["Fourth", "message...."],
-    ["Fifth", "message....."],
-]
-COUNTS = ["list_queues", "name", "messages_ready", "messages_unacknowledged"]
+terminal = Terminal(highlight=False, markup=False, soft_wrap=True)  # plain where it is no terminal
+COLOURS = {"console 1": "cyan", "console 2": "magenta", "console 3": "green"}
 
 
-def tell(text=""):
-    print(text, flush=True)
+def tell(title, text):
+    terminal.print(f"{title} | {text}", style=COLOURS.get(title))
 
 
 class Stage:
@@ -27,16 +25,29 @@ class Stage:
 
     def __init__(self, broker):
         self.broker = broker
-        self.consoles = {}
-        self.shown = {}
+        self.consoles = {}  # each console's title
+        self.shown = {}  # how many of its lines
+        self.workers = []  # those of the consoles 1 and 2
 
     def open(self, title, *argv):
-        tell(f"{title} | $ python {' '.join(argv)}")
+        tell(title, f"$ python {' '.join(argv)}")
         name, *words = argv
         console = Console(sys.executable, ROOT / name, *words, env={"AMQP_URL": self.broker.url()})
         self.consoles[console] = title
         self.shown[console] = 0
         return console
+
+    def start_worker(self, number):
+        """Start a worker and wait until it waits, as the first that waits gets the first task."""
+        worker = self.open(f"console {number}", "worker.py")
+        self.show_until(lambda: worker.out, "the worker waits for messages")
+        return worker
+
+    def send(self, *tasks):
+        for task in tasks:
+            sent = self.open("console 3", "new_task.py", *task.split())
+            self.show_until(lambda sent=sent: sent.process.poll() is not None, "the task is sent")
+            assert sent.wait() == 0, sent.transcript
 
     def show(self):
         """Show the lines that have come since the last time, in the order they came."""
@@ -46,76 +57,129 @@ class Stage:
             news += [(line.at, title, line.text) for line in lines[self.shown[console] :]]
             self.shown[console] = len(lines)
         for _, title, text in sorted(news):
-            tell(f"{title} | {text}")
+            tell(title, text)
 
-    def show_until(self, condition, what):
-        def done():
+    def show_until(self, condition, what, timeout=30):
+        def met():
             self.show()
             return condition()
 
-        wait_until(done, what, timeout=60)
+        wait_until(met, what, timeout)
         self.show()
 
-    def show_counts(self):
-        """Show the queue as rabbitmqctl sees it, which lags behind by some tenths of a second."""
-        shown = self.broker.ctl(*COUNTS)
-        self.show()
-        tell(f"console 3 | $ rabbitmqctl {' '.join(COUNTS)}")
-        for row in shown.splitlines():
-            tell(f"console 3 | {row}")
+    def show_until_done(self, *tasks, timeout=30):
+        """Wait until the workers have done these tasks."""
+        self.show_until(
+            lambda: set(tasks) <= set(done(*self.workers)), f"all are done: {tasks}", timeout
+        )
 
     def close(self):
         for console in self.consoles:
             console.close()
 
 
-def play(stage):
-    workers = []
-    for number in (1, 2):  # one after the other, since the first that waits gets the first task
-        workers.append(stage.open(f"console {number}", "worker.py"))
-        stage.show_until(lambda: workers[-1].out, "the worker waits for messages")
-    for words in TASKS:
-        sent = stage.open("console 3", "new_task.py", *words)
-        stage.show_until(lambda sent=sent: sent.process.poll() is not None, "the task is sent")
-        if sent.wait() != 0:
-            raise AssertionError(sent.transcript)
-    stage.show_counts()
-    stage.show_until(
-        lambda: len(done(*workers)) == len(TASKS),
-        "all tasks are done",
+# --- The chapters: each plays, and returns what was seen ---
+
+
+def round_robin(stage):
+    """Round-robin dispatching: two workers get five tasks in turn"""
+    stage.workers = [stage.start_worker(number) for number in (1, 2)]
+    names = (
+        "First message.",
+        "Second message..",
+        "Third message...",
+        "Fourth message....",
+        "Fifth message.....",
     )
-    stage.show_counts()
-    for worker in workers:
-        tell(f"{stage.consoles[worker]} | ^C")
-        worker.ctrl_c()
-        worker.wait()
-    stage.show()
-    tell()
-    for worker in workers:
-        tell(f"{stage.consoles[worker]} got: {', '.join(received(worker))}")
+    stage.send(*names)
+    stage.show_until_done(*names)
+    first, second = (received(worker) for worker in stage.workers)
+    assert (first, second) == (list(names[::2]), list(names[1::2])), (first, second)
+    return f"console 1 had {len(first)}, console 2 had {len(second)}, in turn"
+
+
+def acknowledgment(stage):
+    """Message acknowledgment: a worker is killed in mid-task, and the other has its task"""
+    task = "A long one..."
+    stage.send(task)
+    stage.show_until(lambda: task in received(*stage.workers), "a worker has it")
+    killed = next(one for one in stage.workers if task in received(one))
+    number = stage.workers.index(killed)
+    tell(stage.consoles[killed], "$ kill -9")
+    killed.signal(signal.SIGKILL)
+    began = time.monotonic()
+    other = stage.workers[1 - number]
+    stage.show_until(lambda: task in received(other), "the other worker has it")
+    moved = time.monotonic() - began
+    stage.show_until(lambda: task in done(other), "the other worker has done it")
+    stage.workers[number] = stage.start_worker(number + 1)
+    return f"the other had it after {moved:.1f} s, and did it"
+
+
+def durability(stage):
+    """Message durability: RabbitMQ restarts with a task waiting, and the workers are still there"""
+    tasks = "In hand..", "In hand, too..", "Waits."
+    stage.send(*tasks)
+    began = time.monotonic()
+    tell("RabbitMQ", "restarts")
+    with ThreadPoolExecutor() as pool:  # what the workers show meanwhile is shown as it happens
+        restarted = pool.submit(stage.broker.restart)
+        stage.show_until(restarted.done, "RabbitMQ is back", timeout=150)
+        restarted.result()
+    tell("RabbitMQ", f"is back after {time.monotonic() - began:.0f} s")
+    stage.show_until_done(*tasks, timeout=60)
+    assert all(worker.process.poll() is None for worker in stage.workers), "a worker has ended"
+    return "all three tasks were done, by the same two workers"
+
+
+def fair_dispatch(stage):
+    """Fair dispatch: no light task waits behind a heavy one"""
+    light = [f"light {number}" for number in range(1, 5)]
+    before = [len(received(worker)) for worker in stage.workers]
+    stage.send("heavy....", *light)
+    stage.show_until_done("heavy....", *light)
+    had = sorted(len(received(one)) - old for one, old in zip(stage.workers, before, strict=True))
+    assert had == [1, 4], f"one worker had {had[0]} of the five tasks, the other {had[1]}"
+    return "one worker had the heavy task, the other all four light ones"
+
+
+def play(stage):
+    """Play all chapters; return a line for each, and raise AssertionError where one fails."""
+    lines = []
+    for number, chapter in enumerate((round_robin, acknowledgment, durability, fair_dispatch), 1):
+        terminal.print(f"\n{number}. {chapter.__doc__}\n", style="bold")
+        began = time.monotonic()
+        seen = chapter(stage)
+        took = time.monotonic() - began
+        lines.append(f"{number}. {chapter.__doc__}.\n   Seen: {seen} ({took:.0f} s).")
+    return lines
 
 
 def main():
     kind = brokers.choose()
-    tell(f"Starting RabbitMQ ({kind.__name__}) ...")
+    terminal.print(f"Starting RabbitMQ ({kind.__name__}) ...")
     started = time.monotonic()
     broker = kind()
     stage = Stage(broker)
     try:
         broker.start()
-        tell(
-            f"... which took {time.monotonic() - started:.0f} s. It listens on port {broker.port}."
-        )
-        tell()
-        play(stage)
+        ready = time.monotonic() - started
+        terminal.print(f"... which took {ready:.0f} s. It listens on port {broker.port}.")
+        lines = play(stage)
+    except AssertionError as error:
+        stage.show()
+        terminal.print(f"\nNot seen: {error}", style="bold red")
+        return 1
     finally:
         stage.close()
         broker.close()
-    tell("Everything that was started is stopped.")
+    terminal.print("\n" + "\n".join(lines), style="bold")
+    terminal.print("\nEverything that was started is stopped.")
+    return 0
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
