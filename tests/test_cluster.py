@@ -217,9 +217,11 @@ def test_the_readmes_commands_kill_a_node_and_start_it_again(
 ):
     place = "docker compose --file tests/cluster/docker-compose.yml "
     found = commands("tests/README.md", place)
-    up, kill, start, count, down = (line.removeprefix(place).split() for line in found)
+    up, look, kill, start, count, down = (line.removeprefix(place).split() for line in found)
     running_broker.compose(*up)
     console = worker()
+    seen = rf'^<rabbit@rabbit-\d\..*"worker\.py \S+ {console.process.pid}"'
+    assert re.search(seen, running_broker.compose(*look), re.MULTILINE)
     running_broker.compose(*kill)
     new_task("with two of three")
     console.wait_for_line(received_line("with two of three"))
