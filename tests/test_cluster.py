@@ -18,7 +18,7 @@ from tests.harness.readmes import commands
 from tests.harness.scripts import done, only_told_in_lines, received_line
 from tests.harness.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # since chance takes its time
+pytestmark = pytest.mark.cluster
 
 NODES = list(brokers.Cluster.nodes)
 

@@ -10,8 +10,6 @@ from tests.harness import brokers
 from tests.harness.consoles import ROOT, Console
 from tests.harness.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(420)  # the sum of what it waits for
-
 RUN = ["run", "-n", "2", "-k", "backlog or black_hole"]
 
 

@@ -337,7 +337,7 @@ def shell(open_console, command):
     return console.err[:-1], status
 
 
-STALLS = "{ echo task; sleep 60; }"
+STALLS = "{ echo task; sleep 600; }"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Console:
         )
         return f"--- {self.name} (exit status {self.process.poll()})\n{shown}"
 
-    def wait_for_line(self, pattern, timeout=30.0, count=1):
+    def wait_for_line(self, pattern, timeout=60.0, count=1):
         """Return the `count`-th line that matches `pattern`; fail once it cannot come."""
 
         def found():
@@ -104,7 +104,7 @@ class Console:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.transcript}") from None
 
-    def wait(self, timeout=40.0):
+    def wait(self, timeout=90.0):
         """Wait until the program ends by itself; return its exit status."""
         try:
             status = self.process.wait(timeout)

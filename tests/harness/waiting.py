@@ -3,7 +3,7 @@
 import time
 
 
-def wait_until(condition, what, timeout=30.0, poll=0.05):
+def wait_until(condition, what, timeout=60.0, poll=0.05):
     """Return the first true value of `condition()`; fail naming `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
