@@ -45,7 +45,7 @@ make_venv .venv requirements.txt tests/requirements.txt
 # Only what is missing altogether is installed; what is there and not to be used is told.
 if can_install && ! command -v rabbitmq-server >/dev/null; then
     if [ "${TEST_BROKER:-}" = local ] ||
-        { [ -z "${TEST_BROKER:-}" ] && ! docker version >/dev/null 2>&1; }; then
+        { [ -z "${TEST_BROKER:-}" ] && ! (docker version && docker compose version) >/dev/null 2>&1; }; then
         install rabbitmq-server
     fi
 fi

@@ -39,15 +39,22 @@ class Stage:
 
     def start_worker(self, number):
         """Start a worker and wait until it waits, as the first that waits gets the first task."""
+        before = sum(one.process.poll() is None for one in self.workers)
         worker = self.open(f"console {number}", "worker.py")
         self.show_until(lambda: worker.out, "the worker waits for messages")
+        self.show_until(lambda: self.consumers() > before, "RabbitMQ knows the worker")
         return worker
+
+    def consumers(self):
+        with self.broker.connect() as connection:
+            declared = connection.channel().queue_declare("task_queue", passive=True)
+            return declared.method.consumer_count
 
     def send(self, *tasks):
         for task in tasks:
             sent = self.open("console 3", "new_task.py", *task.split())
             self.show_until(lambda sent=sent: sent.process.poll() is not None, "the task is sent")
-            assert sent.wait() == 0, sent.transcript
+            assert sent.wait() == 0 and sent.out == [f" [x] Sent {task}"], sent.transcript
 
     def show(self):
         """Show the lines that have come since the last time, in the order they came."""
@@ -83,7 +90,8 @@ class Stage:
 
 def round_robin(stage):
     """Round-robin dispatching: two workers get five tasks in turn"""
-    stage.workers = [stage.start_worker(number) for number in (1, 2)]
+    for number in (1, 2):
+        stage.workers.append(stage.start_worker(number))
     names = (
         "First message.",
         "Second message..",
@@ -100,7 +108,7 @@ def round_robin(stage):
 
 def acknowledgment(stage):
     """Message acknowledgment: a worker is killed in mid-task, and the other has its task"""
-    task = "A long one..."
+    task = "A long one....."
     stage.send(task)
     stage.show_until(lambda: task in received(*stage.workers), "a worker has it")
     killed = next(one for one in stage.workers if task in received(one))
@@ -118,7 +126,7 @@ def acknowledgment(stage):
 
 def durability(stage):
     """Message durability: RabbitMQ restarts with a task waiting, and the workers are still there"""
-    tasks = "In hand..", "In hand, too..", "Waits."
+    tasks = "In hand.....", "In hand, too.....", "Waits."
     stage.send(*tasks)
     began = time.monotonic()
     tell("RabbitMQ", "restarts")
@@ -127,18 +135,22 @@ def durability(stage):
         stage.show_until(restarted.done, "RabbitMQ is back", timeout=150)
         restarted.result()
     tell("RabbitMQ", f"is back after {time.monotonic() - began:.0f} s")
+    stage.show_until(lambda: stage.consumers() == 2, "both workers are back", timeout=60)
     stage.show_until_done(*tasks, timeout=60)
     assert all(worker.process.poll() is None for worker in stage.workers), "a worker has ended"
-    return "all three tasks were done, by the same two workers"
+    lines = [line for worker in stage.workers for line in list(worker.lines)]
+    taken = min(line.at for line in lines if line.text == " [x] Received Waits.")
+    back = min(line.at for line in lines if line.at > began and "[*] Waiting" in line.text)
+    assert taken > back, "the third task did not wait until RabbitMQ was back"
+    return "both workers came back, and all three tasks were done"
 
 
 def fair_dispatch(stage):
     """Fair dispatch: no light task waits behind a heavy one"""
-    light = [f"light {number}" for number in range(1, 5)]
-    before = [len(received(worker)) for worker in stage.workers]
-    stage.send("heavy....", *light)
-    stage.show_until_done("heavy....", *light)
-    had = sorted(len(received(one)) - old for one, old in zip(stage.workers, before, strict=True))
+    tasks = "heavy......", *(f"light {number}" for number in range(1, 5))
+    stage.send(*tasks)
+    stage.show_until_done(*tasks)
+    had = sorted(len(set(tasks) & set(received(worker))) for worker in stage.workers)
     assert had == [1, 4], f"one worker had {had[0]} of the five tasks, the other {had[1]}"
     return "one worker had the heavy task, the other all four light ones"
 
@@ -151,13 +163,13 @@ def play(stage):
         began = time.monotonic()
         seen = chapter(stage)
         took = time.monotonic() - began
-        lines.append(f"{number}. {chapter.__doc__}.\n   Seen: {seen} ({took:.0f} s).")
+        lines.append(f"{number}. {chapter.__doc__}. Seen: {seen} ({took:.0f} s).")
     return lines
 
 
 def main():
     kind = brokers.choose()
-    terminal.print(f"Starting RabbitMQ ({kind.__name__}) ...")
+    terminal.print(f"Starting RabbitMQ ({kind.__name__}); the first time takes longer ...")
     started = time.monotonic()
     broker = kind()
     stage = Stage(broker)
@@ -171,8 +183,10 @@ def main():
         terminal.print(f"\nNot seen: {error}", style="bold red")
         return 1
     finally:
-        stage.close()
-        broker.close()
+        try:
+            stage.close()
+        finally:
+            broker.close()
     terminal.print("\n" + "\n".join(lines), style="bold")
     terminal.print("\nEverything that was started is stopped.")
     return 0
