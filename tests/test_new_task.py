@@ -141,11 +141,6 @@ def test_a_dash_sends_each_line_of_standard_input(new_task, queue, tmp_path):
     assert console.err == []
 
 
-def test_no_lines_are_no_tasks(new_task, queue):
-    assert new_task("-").out == []  # /dev/null
-    assert queue.ready() == 0
-
-
 def test_all_lines_go_over_one_connection_named_after_the_process(
     new_task, broker, orderly, tmp_path
 ):

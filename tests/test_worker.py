@@ -215,21 +215,6 @@ def test_sigterm_lets_work_that_has_lost_its_connection_end_as_any_other(worker_
         proxy.close()
 
 
-def test_sigterm_ends_it_at_once_when_it_is_back_without_its_task(worker, broker, queue):
-    proxy = Proxy(broker.port)
-    try:
-        console = worker(url=broker.url(port=proxy.port))
-        queue.publish(b"task.....")
-        console.wait_for_line(RECEIVED)
-        other = worker()
-        proxy.reset()
-        other.wait_for_line(RECEIVED)
-        console.wait_for_line(WAITING, count=2)
-        ended_within(console, 3, signal.SIGTERM)
-    finally:
-        proxy.close()
-
-
 def test_a_signal_ends_it_while_it_waits_to_connect_again(worker, broker, queue):
     proxy = Proxy(broker.port)
     console = worker(url=broker.url(port=proxy.port))

@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import heapq
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -433,7 +432,6 @@ def main():
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure only these")
     parser.add_argument("--beside", nargs="*", choices=ALL[1:], default=ALL[1:], help="the others")
     parser.add_argument("--cluster", action="store_true", help="on three nodes")
-    parser.add_argument("--json", type=argparse.FileType("w"), help="write every sample there")
     given = parser.parse_args()
     contestants = ["ours", *given.beside]
     if given.cluster and brokers.DockerBroker.why_not():
@@ -454,8 +452,6 @@ def main():
     print(", ".join(f"{name} {value}" for name, value in conditions.items()))
     print(f"\n{table(samples, contestants)}\n")
     print("Medians of the rounds, ± half their range; in brackets the multiple of ours.")
-    if given.json:
-        json.dump({**conditions, "samples": samples}, given.json, indent=1)
 
 
 if __name__ == "__main__":
