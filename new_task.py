@@ -99,7 +99,7 @@ class Broker(pika.URLParameters):  # own defaults, in seconds; the URL may overr
 
 ADVICE = {  # for what newcomers meet; other faults are shown in RabbitMQ's or the system's words
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "gaierror|UnicodeError": "unknown host, or no name server answers",
+    "gaierror|'idna'": "unknown host, or no name server answers",
     "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",
     "Login was refused": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
