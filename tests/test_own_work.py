@@ -162,7 +162,6 @@ def group_lives(console):
 
 
 def test_work_may_use_a_pool_of_processes(worker_of, queue):
-    """Its processes are ended by SIGTERM."""
     console = worker_of(
         "import multiprocessing\n"
         "with multiprocessing.Pool(2) as pool:\n"
