@@ -238,10 +238,10 @@ def orderly(broker):
 
 @pytest.fixture
 def running_broker(broker):
-    """The broker, for tests that stop it: a new one takes its place when they end.
+    """The broker, for tests that stop it: it runs again when they end.
 
-    RabbitMQ 4.0 that was killed once was seen, after a later stop, to give a queue the tasks of a
-    deleted one of its name, and to lose its own. The fixture `queue` deletes; users seldom do.
+    After a kill it is a new one: RabbitMQ 4.0 was then seen to give a queue the tasks of a deleted
+    one of its name, and to lose its own. The fixture `queue` deletes; users seldom do.
     """
     yield broker
     broker.renew()

@@ -148,10 +148,11 @@ class Broker:
         self.ctl("eval", "catch mnesia:sync_log().")
 
     def renew(self):
-        """Take a new broker in its place, on other ports and without its data."""
-        self.close()
-        self.__init__()
-        self.start()
+        """If it was killed or does not run, take a new one, on other ports and without its data."""
+        if self.killed or not self.answers():
+            self.close()
+            self.__init__()
+            self.start()
 
 
 class LocalBroker(Broker):
@@ -159,6 +160,7 @@ class LocalBroker(Broker):
 
     def __init__(self):
         self.port, self.dist_port, self.epmd_port = free_ports(3)
+        self.killed = False
         self.folder = new_folder()
         self.duties = [reaper.at_exit("rm", "-rf", self.folder)]
         self.bin = DEBIAN if DEBIAN.exists() else Path(shutil.which("rabbitmq-server")).parent
@@ -229,6 +231,7 @@ class LocalBroker(Broker):
     def kill(self):
         """End the node at once, as a crash would, when its queues are written down."""
         self.settle()
+        self.killed = True
         self.signal(signal.SIGKILL)
         self.ended()
 
@@ -308,6 +311,7 @@ class DockerBroker(Broker):
         numbers = free_ports(2 * len(self.nodes))
         self.ports = dict(zip(self.nodes, numbers, strict=False))
         self.port = numbers[0]
+        self.killed = False
         names = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT")
         variables = [name + end for name in names for end in self.nodes.values()]
         self.env = {**os.environ, **dict(zip(variables, map(str, numbers), strict=True))}
@@ -348,6 +352,7 @@ class DockerBroker(Broker):
 
     def kill(self, *nodes):
         self.settle()
+        self.killed = True
         self.compose("kill", "--signal", "SIGKILL", *nodes)
 
     def freeze(self, *nodes):
