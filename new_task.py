@@ -101,7 +101,7 @@ ADVICE = {  # for what newcomers meet; other faults are shown in RabbitMQ's or t
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|'idna'": "unknown host, or no name server answers",
     "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Login was refused": "login refused; check the user and password in AMQP_URL",
+    "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
     "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
 }

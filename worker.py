@@ -122,7 +122,7 @@ ADVICE = {  # for what newcomers meet; other faults are shown in RabbitMQ's or t
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|'idna'": "unknown host, or no name server answers",
     "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Login was refused": "login refused; check the user and password in AMQP_URL",
+    "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
 }
 

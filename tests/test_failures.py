@@ -65,6 +65,7 @@ def test_a_broker_that_does_not_let_us_in(start, broker, program):
         f"amqp://u:{SECRET}@rabbit..example:1/": "unknown host",
         f"amqp://u:{SECRET}@[fe80::1]:1/": "Invalid argument|No route|unreachable",
         broker.url(f"guest:{SECRET}"): "login refused; check the user and password in AMQP_URL",
+        broker.url(f"{SECRET}\udce9:{SECRET}\udce9"): "login refused",  # a byte that is not UTF-8
         broker.url(USER, vhost="lost"): "NOT_ALLOWED - vhost lost not found",
         broker.url(USER): "ACCESS_REFUSED - .*access to queue 'task_queue'",
     }
