@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError  # builtin since 3.11
+from concurrent import futures
 from itertools import cycle
 from multiprocessing import get_start_method, set_start_method
 from socket import gethostname
@@ -46,11 +46,11 @@ def consume(broker, executor):
             if stopping:
                 sys.exit()
             print(f" [x] Received {shown(body[:4000].decode(errors='backslashreplace'))}")
-            task = executor.submit(done, body)
+            task = executor.submit(attempt, body)
             while ch.is_open and not task.done():
                 try:
-                    task.exception(timeout=0.5)
-                except TimeoutError:  # the work goes on; send heartbeats meanwhile
+                    task.result(timeout=0.5)
+                except futures.TimeoutError:  # the work goes on; send heartbeats meanwhile
                     connection.process_data_events()
             if ch.is_open and task.result():
                 print(" [x] Done")
@@ -73,7 +73,7 @@ def main():
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.stderr = sys.stderr or open(os.devnull, "w")  # print(file=None) would use stdout
-    sys.excepthook = lambda *e, f=sys.excepthook: (f(*e), setattr(sys, "stdout", None))  # not 120
+    sys.excepthook = lambda *e, f=sys.excepthook: (f(*e), setattr(sys, "stdout", None))  # status 1
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # without waiting for the work
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if stopping else stopping.append(True))
     urls = re.split(r"\s*,\s*(?=amqp)", os.getenv("AMQP_URL", "").strip() or "amqp://localhost")
@@ -81,24 +81,24 @@ def main():
         found = [Broker(re.fullmatch(r"amqps?://[^/?#]*/?[^/?#@]*(\?[^#@]*)?", u)[0]) for u in urls]
     except Exception:  # not shown, as it may quote the password
         sys.exit("worker.py: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
-    with ThreadPoolExecutor(max_workers=1) as executor:  # for all connections
+    with futures.ThreadPoolExecutor(max_workers=1) as executor:  # for all connections
         for broker in cycle(random.sample(found, len(found))):
             try:
                 consume(broker, executor)
             except pika.exceptions.AMQPError as e:
                 why = next((ADVICE[k] for k in ADVICE if re.search(k, repr(e))), shown(repr(e)))
                 fault = f"worker.py: cannot consume from {broker.host}:{broker.port}: {why}"
-                print(fault + "; trying again" * (not stopping), file=sys.stderr)
+                print(fault + ("" if stopping else "; trying again"), file=sys.stderr)
             until = executor.submit(time.monotonic).result() + random.uniform(1, 1.5) * broker.pause
-            while time.monotonic() < until:  # counted from the end of work that goes on without it
+            while time.monotonic() < until:  # begins when the work in hand has ended
                 sys.exit() if stopping else time.sleep(0.1)
             broker.pause = min(2 * broker.pause, 20)
 
 
-def done(body):
+def attempt(body):
     """Return True if work() has done the task; else print why not."""
     try:
-        if not isinstance(work(body), (AsyncGenerator, Awaitable, Future, Generator)):
+        if not isinstance(work(body), (AsyncGenerator, Awaitable, futures.Future, Generator, map)):
             return True
         raise TypeError("work() must be a plain function, done when it ends; see asyncio.run()")
     except BaseException as error:  # even sys.exit() in work()

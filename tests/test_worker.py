@@ -115,7 +115,7 @@ def test_a_task_that_comes_with_sigterm_is_not_begun(worker, queue):
 
 def test_ctrl_c_ends_it_while_the_work_waits_for_threads_of_its_own(worker_of, queue):
     console = worker_of(
-        "with worker.ThreadPoolExecutor() as pool: pool.submit(time.sleep, 25).result()"
+        "with worker.futures.ThreadPoolExecutor() as pool: pool.submit(time.sleep, 25).result()"
     )
     queue.publish(b"task")
     console.wait_for_line(RECEIVED)
@@ -202,8 +202,8 @@ def test_sigterm_lets_work_that_has_lost_its_connection_end_as_any_other(worker_
     """A Python that is ending starts no new threads: such work must not fail for that."""
     proxy = Proxy(broker.port)
     try:
-        work = "time.sleep(3)\nworker.ThreadPoolExecutor().submit(print, 'from a thread').result()"
-        console = worker_of(work, url=broker.url(port=proxy.port))
+        thread = "worker.futures.ThreadPoolExecutor().submit(print, 'from a thread').result()"
+        console = worker_of(f"time.sleep(3)\n{thread}", url=broker.url(port=proxy.port))
         queue.publish(b"task")
         console.wait_for_line(RECEIVED)
         proxy.reset()
