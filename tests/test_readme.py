@@ -81,13 +81,12 @@ def test_the_work_of_the_readme_compresses_and_writes_down_what_it_cannot_read(
     own_work, queue, tmp_path
 ):
     (tmp_path / "a.txt").write_text("something")
-    queue.publish(b"no JSON")
-    for name in ("a", "late"):
-        queue.publish(b'{"file": "%s.txt"}' % name.encode())
+    for body in (b"no JSON", rb'{"file": "\u0000"}', b'{"file": "a.txt"}', b'{"file": "late.txt"}'):
+        queue.publish(body)
     own_work.wait_for_line(FAILED, count=2)  # that file is not there yet
     (tmp_path / "late.txt").write_text("something")
-    own_work.wait_for_line(DONE, count=3)
-    assert (tmp_path / "rejected.txt").read_bytes() == b"no JSON\n"
+    own_work.wait_for_line(DONE, count=4)
+    assert (tmp_path / "rejected.txt").read_bytes() == b'no JSON\n{"file": "\\u0000"}\n'
     for name in ("a", "late"):
         assert gzip.decompress((tmp_path / f"{name}.txt.gz").read_bytes()) == b"something"
 
