@@ -139,6 +139,20 @@ def worker(open_console):
 
 
 @pytest.fixture
+def workers(worker, queue):
+    """Start `count` workers that get tasks in this order: each consumes before the next starts."""
+
+    def start(count):
+        started = []
+        while len(started) < count:
+            started.append(worker())  # which shows that it waits a moment before it consumes
+            wait_until(lambda: queue.consumers() == len(started), "it consumes")
+        return started
+
+    return start
+
+
+@pytest.fixture
 def worker_of(open_console, tmp_path):
     """Start worker.py with `lines` as its work(), as a program that imports it and has its own.
 

@@ -26,11 +26,11 @@ PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SCRIPTS = {name: (ROOT / name).read_text() for name in ("new_task.py", "worker.py")}
 
 
-def test_the_three_consoles_show_what_the_readme_shows(worker, open_console):
+def test_the_three_consoles_show_what_the_readme_shows(workers, open_console):
     """Every `$ python ...` of the consoles is run in order, and their output compared whole."""
     session = next(block for block in CONSOLES if "new_task.py First" in block)
     waiting = next(block for block in CONSOLES if "$ python worker.py" in block)
-    workers = [worker(), worker()]
+    workers = workers(2)
     assert [f"$ python worker.py\n{workers[0].out[0]}\n"] == [waiting]
     seen = ""
     for command in commands("README.md", "python new_task.py")[:5]:

@@ -41,29 +41,22 @@ def test_every_dot_is_a_second_of_work(new_task, worker):
 # --- Round-Robin Dispatching ---
 
 
-def test_five_tasks_go_to_two_workers_in_turn(new_task, worker):
-    workers = [worker(), worker()]
+@pytest.mark.parametrize("count", [2, 3])
+def test_five_tasks_go_to_the_workers_in_turn(new_task, workers, count):
+    workers = workers(count)
     for task in FIVE_TASKS:
         assert new_task(*task.split()).out == [f" [x] Sent {task}"]
     wait_until_done(5, *workers)
-    for one, tasks in zip(workers, (FIVE_TASKS[::2], FIVE_TASKS[1::2]), strict=True):
+    for number, one in enumerate(workers):
         expected = [" [*] Waiting for messages. To exit press CTRL+C"]
-        for task in tasks:
+        for task in FIVE_TASKS[number::count]:
             expected += [f" [x] Received {task}", " [x] Done"]
         assert one.out == expected
 
 
-def test_more_workers_take_their_turns_too(new_task, worker):
-    workers = [worker() for _ in range(3)]
-    for number in range(3):
-        new_task(f"task {number}.")
-    for number, one in enumerate(workers):
-        one.wait_for_line(received_line(f"task {number}."))
-
-
-def test_more_workers_do_more_in_the_same_time(new_task, worker):
+def test_more_workers_do_more_in_the_same_time(new_task, workers):
     """Twenty seconds of work take four workers little more than five, and two workers ten."""
-    workers, sent = [worker() for _ in range(4)], time.monotonic()
+    workers, sent = workers(4), time.monotonic()
     new_task("-", stdin=tasks_file(["work."] * 20))
     wait_until_done(20, *workers)
     assert max(line.at for one in workers for line in one.lines) - sent < 10
@@ -139,9 +132,9 @@ def test_a_queue_is_not_redeclared_with_other_arguments(queue):
 # --- Fair Dispatch ---
 
 
-def test_light_tasks_do_not_queue_behind_a_heavy_one(new_task, worker):
+def test_light_tasks_do_not_queue_behind_a_heavy_one(new_task, workers):
     """All odd tasks are heavy, all even ones light: the two workers share the heavy ones."""
-    workers = [worker(), worker()]
+    workers = workers(2)
     new_task("-", stdin=tasks_file(["heavy...", "light", "heavy...", "light", "heavy...", "light"]))
     wait_until_done(6, *workers)
     heavy = [sum("heavy" in line for line in one.out) for one in workers]
