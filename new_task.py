@@ -4,107 +4,230 @@
 Usage: python new_task.py First message.   sends the words as one task ("Hello World!" if none)
        python new_task.py -                sends each line of standard input that is not blank
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
-Exit status: 0 if every task is confirmed and shown, 1 if not, 130 after Ctrl+C. Help: --help, -h.
+Exit status: 0 if every task is confirmed and shown, 130 after Ctrl+C; 1, or Python's 120, if not.
+Help: --help, -h.
 """
 
 import os
+import queue
 import random
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
+import threading
+import time
 from contextlib import suppress
 from socket import gethostname
 
 import pika
 
+SCRIPT = "new_task.py"
 
-def send(broker):
-    """Send what the command line says; raise AMQPError, from a cause if there is no connection."""
-    try:
-        connection = pika.BlockingConnection(broker)
-    except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
-        raise pika.exceptions.AMQPConnectionError(error) from error
+confirmed = 0  # tasks so far
+
+
+# The tutorial's listing, and what makes sure that each task arrives.
+def send(url):
+    """Send what the command line says; raise NotConnected, or another AMQPError when connected."""
+    global confirmed
+    connection = connect(url)  # a pika.BlockingConnection
     channel = connection.channel()
+
     channel.queue_declare(queue="task_queue", durable=True)
-    channel.confirm_delivery()
+    channel.confirm_delivery()  # basic_publish() now waits until RabbitMQ has the task, or raises
+
     message = " ".join(sys.argv[1:]) or "Hello World!"
-    for body in stdin_lines(connection) if message == "-" else [os.fsencode(message)]:
+    if message == "-":
+        messages = stdin_lines(connection)
+    else:
+        messages = [os.fsencode(message)]  # the bytes that were typed, UTF-8 or not
+    for message in messages:
         channel.basic_publish(
             exchange="",
             routing_key="task_queue",
-            body=body,
+            body=message,
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-            mandatory=True,  # else RabbitMQ confirms what reaches no queue
+            mandatory=True,  # else RabbitMQ confirms a task, and drops it, if there is no queue
         )
-        broker.confirmed += 1
-        print(f" [x] Sent {shown(body[:4000].decode(errors='backslashreplace'))}")
+        confirmed += 1
+        print(f" [x] Sent {printable(message)}")
     with suppress(pika.exceptions.AMQPError):  # all is confirmed, whatever happens now
         connection.close()
 
 
 def main():
-    """Send to the first broker that takes a connection; print why not all is sent."""
-    if hasattr(sys.stdout, "reconfigure"):  # not in IDLE, for example
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # print(file=None) would use stdout
-    urls = re.split(r"\s*,\s*(?=amqp)", os.getenv("AMQP_URL", "").strip() or "amqp://localhost")
-    try:  # pika would misread other URLs
-        found = [Broker(re.fullmatch(r"amqps?://[^/?#]*/?[^/?#@]*(\?[^#@]*)?", u)[0]) for u in urls]
-    except Exception:  # not shown, as it may quote the password
-        sys.exit("new_task.py: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
-    sys.excepthook = lambda *e, tell=sys.excepthook: (tell(*e), os._exit(1))  # waits for no thread
-    for broker in random.sample(found, len(found)):
+    """Send to the first broker that takes a connection, or print why not all is sent."""
+    set_up_output()
+    for place, url in brokers():
         try:
-            return send(broker)
+            send(url)
+            return
         except KeyboardInterrupt:
-            fault, status = "interrupted", 130
-            break
+            give_up("interrupted", status=130)
         except pika.exceptions.AMQPError as error:
-            why = next((ADVICE[k] for k in ADVICE if re.search(k, repr(error))), shown(repr(error)))
-            fault, status = f"cannot send to {broker.host}:{broker.port}: {why}", 1
-            if not error.__cause__:  # there was a connection, and some may be sent
-                break
-    print(f"new_task.py: {fault} (tasks confirmed: {broker.confirmed})", file=sys.stderr)
-    os._exit(status)  # without waiting for the thread that reads standard input
+            fault = f"cannot send to {place}: {reason(error)}"
+            if not isinstance(error, NotConnected):
+                break  # this broker may have some tasks; the next would get them again
+    give_up(fault, status=1)
+
+
+def give_up(fault, status):
+    """Print the fault, and how much was sent before; exit with `status`."""
+    print(f"{SCRIPT}: {fault} (tasks confirmed: {confirmed})", file=sys.stderr)
+    os._exit(status)  # sys.exit() would wait for the thread in which pika looks names up
 
 
 def stdin_lines(connection):
     """Yield the lines of standard input that are not blank, as bytes without their ends."""
-    pool, data, rest = ThreadPoolExecutor(max_workers=1), None, bytearray()
-    while data != b"":
-        chunk = pool.submit(sys.stdin.buffer.raw.read, 1 << 18)  # a typed line, or thousands
-        while not wait([chunk], timeout=0.5).done:  # the input stalls, and heartbeats go on
-            connection.process_data_events()
-        if (data := chunk.result()) is None:  # nothing yet: another program made it non-blocking
-            connection.sleep(0.1)
+    unfinished = bytearray()
+    for chunk in stdin_chunks(connection):
+        unfinished += chunk
+        if b"\n" in chunk:  # to split a huge line at each chunk would be slow
+            *lines, unfinished = unfinished.split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield bytes(line.removesuffix(b"\r"))
+
+
+def stdin_chunks(connection):
+    """Yield what standard input gives, and a line end last; keep the connection alive meanwhile."""
+    chunks = queue.Queue(maxsize=1)  # of bytes; at last b"", or the exception that reading raised
+    threading.Thread(target=read_stdin, args=(chunks,), daemon=True).start()
+    while True:
+        connection.process_data_events()  # keep heartbeats going, even if no line comes or ends
+        try:
+            chunk = chunks.get(timeout=0.5)
+        except queue.Empty:
             continue
-        rest += data or b"\n"  # the last line may lack its end
-        if not data or b"\n" in data:
-            *lines, rest = rest.split(b"\n")
-            yield from (bytes(line).removesuffix(b"\r") for line in lines if line.strip())
+        if isinstance(chunk, BaseException):
+            raise chunk
+        yield chunk or b"\n"  # the last line may lack its end
+        if not chunk:
+            return
 
 
-def shown(text):
-    """Return the first thousand characters of `text`, escaped where a terminal would obey them."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:1000])
+def read_stdin(chunks):
+    """Put what standard input gives into `chunks`, then b""; if it raises, the exception."""
+    try:
+        chunk = None
+        while chunk != b"":
+            chunk = sys.stdin.buffer.raw.read(1 << 18)  # raw: returns what is there by now
+            if chunk is None:  # nothing yet: another program has made it non-blocking
+                time.sleep(0.1)
+            else:
+                chunks.put(chunk)
+    except BaseException as error:
+        chunks.put(error)
 
 
-class Broker(pika.URLParameters):  # own defaults, in seconds; the URL may override them
+# --- What follows is the same in both scripts, but for their last lines. ---
+
+
+class NotConnected(pika.exceptions.AMQPConnectionError):
+    """There is no connection, so that nothing was sent or received; its text says why."""
+
+
+class Parameters(pika.URLParameters):
+    """pika's parameters, with other defaults, in seconds; a URL may say ?heartbeat=30."""
+
     DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives up on a silent broker within 2 * (heartbeat + 5)
     DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
-    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # else a publish waits as long as an alarm
-    DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"new_task.py {gethostname()} {os.getpid()}"}
-    confirmed = 0  # tasks so far
+    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # for a publish while memory or disk is short
+    DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
-ADVICE = {  # for what newcomers meet; other faults are shown in RabbitMQ's or the system's words
+# pika would misread others: those with / ? or # in a password, for example, instead of %2F %3F %23.
+URL = (
+    r"amqps?://"
+    r"([^/?#]*@)?"  # user:password@
+    r"[^/?#@,]*"  # host:port
+    r"(/[^/?#@,]*)?"  # /vhost
+    r"(\?[^#@]*)?"  # ?parameters
+)
+
+# For what newcomers meet: a regular expression found in repr(error), and what to do about it. (A
+# host with an empty part is an 'idna' error, a password that is not UTF-8 one of surrogates.)
+ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|'idna'": "unknown host, or no name server answers",
-    "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",
+    "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
+    "Incompatible(?!.*SSL)": "no AMQP answer; is RabbitMQ booting or frozen?",  # SSL says why
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
     "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
 }
 
+
+def brokers():
+    """Return (HOST:PORT, URL) for each broker in AMQP_URL, in random order, or exit.
+
+    Random, so that many workers use all nodes of a cluster. They are tried one by one, since pika,
+    if it is given a list, ends at the first unknown host.
+    """
+    urls = os.getenv("AMQP_URL", "").strip() or "amqp://localhost"
+    found = []
+    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):
+        try:
+            parameters = parameters_of(url)
+        except NotConnected as error:
+            sys.exit(f"{SCRIPT}: {error}")
+        except Exception:  # not shown, as it may quote the password
+            sys.exit(f"{SCRIPT}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
+        found.append((f"{parameters.host}:{parameters.port}", url))
+    random.shuffle(found)
+    return found
+
+
+def parameters_of(url):
+    """Return pika's parameters; raise NotConnected for a file, ValueError for a URL it misreads."""
+    if not re.fullmatch(URL, url):
+        raise ValueError  # pika would take one part of it for another
+    try:
+        return Parameters(url)
+    except OSError as error:
+        raise NotConnected(f"cannot read a file that AMQP_URL names: {error}") from error
+
+
+def connect(url):
+    """Return a new connection, or raise NotConnected; what fails later is another AMQPError."""
+    try:
+        return pika.BlockingConnection(parameters_of(url))  # anew, as certificates change
+    except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
+        raise NotConnected(reason(error)) from error
+
+
+def reason(error):
+    """Return what to print of an error: an advice, or its own words."""
+    if isinstance(error, NotConnected):
+        return str(error)
+    for sign, advice in ADVICE.items():
+        if re.search(sign, repr(error)):
+            return advice
+    return escaped(repr(error))
+
+
+def set_up_output():
+    """Show each line at once, and as an escape what the terminal's encoding lacks."""
+    if hasattr(sys.stdout, "reconfigure"):  # not in IDLE, for example
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    if sys.stderr is None:  # print() would take standard output instead
+        sys.stderr = open(os.devnull, "w")
+
+
+def printable(body):
+    """Return the beginning of `body` (bytes) as text that is safe to print."""
+    beginning = body[:4000]  # has 1,000 characters; to decode all may take 50 times its memory
+    return escaped(beginning.decode(errors="backslashreplace"))
+
+
+def escaped(text):
+    """Return the first thousand characters of `text`, escaped where a terminal would obey them."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[:1000]
+    )
+
+
 if __name__ == "__main__":
-    print(__doc__) if sys.argv[1:2] in (["-h"], ["--help"]) else main()
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+    else:
+        main()

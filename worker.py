@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Do the tasks of the durable RabbitMQ queue "task_queue", one at a time, a second for each dot.
 
-Usage: python worker.py [-h | --help]. Ctrl+C ends it at once; SIGTERM, after the task in hand.
+Ctrl+C ends it at once; SIGTERM, when the task in hand is done.
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
 """
 
@@ -11,120 +11,285 @@ import re
 import signal
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import AsyncGenerator, Awaitable, Generator
 from concurrent import futures
+from contextvars import copy_context
 from itertools import cycle
 from multiprocessing import get_start_method, set_start_method
 from socket import gethostname
-from traceback import format_exc, format_exception_only
+from traceback import format_exception, format_exception_only
 
 import pika
 
-get_start_method(allow_none=True) or set_start_method("spawn")  # forks would keep the connection
-stopping = []  # has an item once SIGTERM has come
+SCRIPT = "worker.py"
+
+stopping = False  # True once SIGTERM has come
+
+# If work() starts processes: a forked one would have our connection, too, and RabbitMQ would take a
+# dead worker for a living one. (It can be set only once.)
+if get_start_method(allow_none=True) is None:
+    set_start_method("spawn")
 
 
 def work(body):
-    """Do one task (bytes); put your own work here. If it raises, the task is delivered again."""
-    if b"." in body:  # since sleep(0) takes time, too
+    """Do one task, `body` (bytes); put your own work here. Make it safe to repeat.
+
+    A task is done when this returns. If it raises, the task comes again, before all others, until
+    it is done. It always runs in the same thread, which is not the main one.
+    """
+    if b"." in body:  # else sleep(0) would cost a quarter of the speed
         time.sleep(body.count(b"."))
 
 
-def consume(broker, executor):
-    """Do the tasks of `broker`; raise SystemExit on SIGTERM, AMQPError when the broker is lost."""
-    try:
-        connection = pika.BlockingConnection(broker)
-    except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
-        raise pika.exceptions.AMQPConnectionError(error) from error
-    with connection:  # when it closes, RabbitMQ takes back what is not acknowledged
-        channel = connection.channel()
-        channel.queue_declare(queue="task_queue", durable=True)
-        print(" [*] Waiting for messages. To exit press CTRL+C")
-        channel.basic_qos(prefetch_count=1)
+# The tutorial's listing, once main() has connected, and what it takes to keep it going.
+def consume(connection, executor):
+    """Do the tasks that come over `connection`, a pika.BlockingConnection, in `executor`'s thread.
 
-        def callback(ch, method, properties, body):
-            if stopping:
-                sys.exit()
-            print(f" [x] Received {shown(body[:4000].decode(errors='backslashreplace'))}")
-            task = executor.submit(attempt, body)
-            while ch.is_open and not task.done():
-                try:
-                    task.result(timeout=0.5)
-                except futures.TimeoutError:  # the work goes on; send heartbeats meanwhile
-                    connection.process_data_events()
-            if ch.is_open and task.result():
-                print(" [x] Done")
-                ch.basic_ack(delivery_tag=method.delivery_tag)
-            else:  # not at once, as RabbitMQ would deliver it again at once
-                connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
+    Raise AMQPError when the connection is lost, SystemExit after SIGTERM.
+    """
+    channel = connection.channel()
 
-        def end_if_stopping():  # looks again between tasks, five times a second
-            sys.exit() if stopping else connection.call_later(0.2, end_if_stopping)
+    channel.queue_declare(queue="task_queue", durable=True)
+    print(" [*] Waiting for messages. To exit press CTRL+C")
 
-        end_if_stopping()
-        channel.basic_consume(queue="task_queue", on_message_callback=callback)
-        broker.pause = 1
-        channel.start_consuming()
-        raise pika.exceptions.ConsumerCancelled  # the queue was deleted, for example
+    channel.basic_qos(prefetch_count=1)
+
+    def callback(ch, method, properties, body):
+        if stopping:  # this task came after SIGTERM; it goes back when main() closes the connection
+            sys.exit()
+        print(f" [x] Received {printable(body)}")
+        future = executor.submit(attempt, body)
+        while ch.is_open and not has_ended(future, within=0.5):
+            # Keep heartbeats going; within a callback, pika starts no other and no timer.
+            connection.process_data_events()
+        if not ch.is_open:
+            return  # start_consuming() raises why; the work may go on, and the task comes again
+        if future.result():
+            print(" [x] Done")
+            ch.basic_ack(delivery_tag=method.delivery_tag)
+        else:  # give it back in a second, since RabbitMQ delivers it again at once
+            connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
+
+    channel.basic_consume(queue="task_queue", on_message_callback=callback)
+
+    watch_for_sigterm(connection)
+    channel.start_consuming()
+    raise pika.exceptions.ConsumerCancelled  # it returned: the queue was deleted, for example
 
 
-def main():
-    """Do tasks until a signal comes; whenever RabbitMQ is gone, try again."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # print(file=None) would use stdout
-    sys.excepthook = lambda *e, f=sys.excepthook: (f(*e), setattr(sys, "stdout", None))  # status 1
-    signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # without waiting for the work
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if stopping else stopping.append(True))
-    urls = re.split(r"\s*,\s*(?=amqp)", os.getenv("AMQP_URL", "").strip() or "amqp://localhost")
-    try:  # pika would misread other URLs
-        found = [Broker(re.fullmatch(r"amqps?://[^/?#]*/?[^/?#@]*(\?[^#@]*)?", u)[0]) for u in urls]
-    except Exception:  # not shown, as it may quote the password
-        sys.exit("worker.py: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
-    with futures.ThreadPoolExecutor(max_workers=1) as executor:  # for all connections
-        for broker in cycle(random.sample(found, len(found))):
-            try:
-                consume(broker, executor)
-            except pika.exceptions.AMQPError as e:
-                why = next((ADVICE[k] for k in ADVICE if re.search(k, repr(e))), shown(repr(e)))
-                fault = f"worker.py: cannot consume from {broker.host}:{broker.port}: {why}"
-                print(fault + ("" if stopping else "; trying again"), file=sys.stderr)
-            until = executor.submit(time.monotonic).result() + random.uniform(1, 1.5) * broker.pause
-            while time.monotonic() < until:  # begins when the work in hand has ended
-                sys.exit() if stopping else time.sleep(0.1)
-            broker.pause = min(2 * broker.pause, 20)
+# What a function returns when its work is not done yet: a coroutine, a generator, a future...
+UNFINISHED = (AsyncGenerator, Awaitable, futures.Future, Generator, map)
 
 
 def attempt(body):
-    """Return True if work() has done the task; else print why not."""
+    """Return whether work() has done the task; if not, print why."""
     try:
-        if not isinstance(work(body), (AsyncGenerator, Awaitable, futures.Future, Generator, map)):
-            return True
-        raise TypeError("work() must be a plain function, done when it ends; see asyncio.run()")
+        result = work(body)
+        if isinstance(result, UNFINISHED):
+            raise TypeError("work() must be a plain function, done when it ends; see asyncio.run()")
     except BaseException as error:  # even sys.exit() in work()
-        lines = ["".join(format_exception_only(error)).strip(), *format_exc().splitlines()[:99]]
-        print("worker.py: cannot do the task:", "\n".join(map(shown, lines)), file=sys.stderr)
+        print_failure(error)
+        return False
+    return True
 
 
-def shown(text):
-    """Return the first thousand characters of `text`, escaped where a terminal would obey them."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:1000])
+def print_failure(error):
+    """Print what work() has raised in a line, and its traceback, without the middle if long."""
+    summary = type(error).__name__
+    lines = []
+    try:
+        summary = "".join(format_exception_only(error)).strip()
+        lines = "".join(format_exception(error)).splitlines()
+    except BaseException:  # traceback itself fails on a few odd errors
+        pass
+    if len(lines) > 100:
+        lines[50:-50] = ["... (lines left out) ..."]
+    print(
+        f"{SCRIPT}: cannot do the task: {escaped(summary)}",
+        *map(escaped, lines),
+        sep="\n  ",  # indented, so that none can pose as a line of ours
+        file=sys.stderr,
+    )
 
 
-class Broker(pika.URLParameters):  # own defaults, in seconds; the URL may override them
+def main():
+    """Do tasks until a signal comes; whenever RabbitMQ is lost, try again."""
+    set_up_output()
+    signal.signal(signal.SIGINT, exit_at_once)
+    signal.signal(signal.SIGTERM, exit_after_the_task)
+    # The work has a thread of its own, so that heartbeats go on meanwhile, and the same one for all
+    # connections, so that what belongs to a thread, such as a SQLite connection, can be kept.
+    executor = futures.ThreadPoolExecutor(1, initializer=adopt, initargs=(copy_context(),))
+    pause = 1
+    for place, url in cycle(brokers()):
+        connected = None
+        try:
+            with connect(url) as connection:
+                connected = time.monotonic()
+                consume(connection, executor)
+        except pika.exceptions.AMQPError as error:
+            plan = "" if stopping else "; trying again"
+            print(f"{SCRIPT}: cannot consume from {place}: {reason(error)}{plan}", file=sys.stderr)
+        if connected and time.monotonic() - connected > 1:  # not if it is dropped at once
+            pause = 1
+        wait_or_exit(random.uniform(1, 1.5) * pause, executor)
+        pause = min(2 * pause, 20)
+
+
+def adopt(context):
+    """Set in work()'s thread what the top of the file has set, such as decimal's precision."""
+    for variable, value in context.items():
+        variable.set(value)
+
+
+def exit_at_once(signum, frame):
+    os._exit(0)  # unlike sys.exit(), this does not wait for the work in hand
+
+
+def exit_after_the_task(signum, frame):
+    """Handle SIGTERM; a second one ends at once."""
+    global stopping
+    if stopping:
+        os._exit(0)
+    stopping = True
+
+
+def watch_for_sigterm(connection):
+    """Exit if SIGTERM has come, else look again in 0.2 s: no signal ends start_consuming()."""
+    if stopping:
+        sys.exit()
+    connection.call_later(0.2, lambda: watch_for_sigterm(connection))
+
+
+def has_ended(future, within):
+    """Return whether `future` ends within so many seconds."""
+    try:
+        future.result(timeout=within)  # futures.wait() would be slower by a third
+    except futures.TimeoutError:
+        pass
+    return future.done()
+
+
+def wait_or_exit(seconds, executor):
+    """Wait for work that has lost its connection, and `seconds`; after SIGTERM, exit instead."""
+    until = time.monotonic() + seconds
+    marker = executor.submit(lambda: None)  # queued behind that work
+    if not has_ended(marker, within=1):
+        print(f"{SCRIPT}: waiting for the work in hand", file=sys.stderr)
+    while not marker.done() or (time.monotonic() < until and not stopping):
+        time.sleep(0.1)  # in slices, since a signal may fail to interrupt a long sleep
+    if stopping:
+        sys.exit()
+
+
+# --- What follows is the same in both scripts, but for their last lines. ---
+
+
+class NotConnected(pika.exceptions.AMQPConnectionError):
+    """There is no connection, so that nothing was sent or received; its text says why."""
+
+
+class Parameters(pika.URLParameters):
+    """pika's parameters, with other defaults, in seconds; a URL may say ?heartbeat=30."""
+
     DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives up on a silent broker within 2 * (heartbeat + 5)
     DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
-    DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"worker.py {gethostname()} {os.getpid()}"}
-    pause = 1  # until the next try
+    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # for a publish while memory or disk is short
+    DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
-ADVICE = {  # for what newcomers meet; other faults are shown in RabbitMQ's or the system's words
+# pika would misread others: those with / ? or # in a password, for example, instead of %2F %3F %23.
+URL = (
+    r"amqps?://"
+    r"([^/?#]*@)?"  # user:password@
+    r"[^/?#@,]*"  # host:port
+    r"(/[^/?#@,]*)?"  # /vhost
+    r"(\?[^#@]*)?"  # ?parameters
+)
+
+# For what newcomers meet: a regular expression found in repr(error), and what to do about it. (A
+# host with an empty part is an 'idna' error, a password that is not UTF-8 one of surrogates.)
+ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|'idna'": "unknown host, or no name server answers",
-    "StackTimeout|attempt timed|Incompatible": "no AMQP answer; is RabbitMQ booting or frozen?",
+    "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
+    "Incompatible(?!.*SSL)": "no AMQP answer; is RabbitMQ booting or frozen?",  # SSL says why
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
+    "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
 }
 
+
+def brokers():
+    """Return (HOST:PORT, URL) for each broker in AMQP_URL, in random order, or exit.
+
+    Random, so that many workers use all nodes of a cluster. They are tried one by one, since pika,
+    if it is given a list, ends at the first unknown host.
+    """
+    urls = os.getenv("AMQP_URL", "").strip() or "amqp://localhost"
+    found = []
+    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):
+        try:
+            parameters = parameters_of(url)
+        except NotConnected as error:
+            sys.exit(f"{SCRIPT}: {error}")
+        except Exception:  # not shown, as it may quote the password
+            sys.exit(f"{SCRIPT}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
+        found.append((f"{parameters.host}:{parameters.port}", url))
+    random.shuffle(found)
+    return found
+
+
+def parameters_of(url):
+    """Return pika's parameters; raise NotConnected for a file, ValueError for a URL it misreads."""
+    if not re.fullmatch(URL, url):
+        raise ValueError  # pika would take one part of it for another
+    try:
+        return Parameters(url)
+    except OSError as error:
+        raise NotConnected(f"cannot read a file that AMQP_URL names: {error}") from error
+
+
+def connect(url):
+    """Return a new connection, or raise NotConnected; what fails later is another AMQPError."""
+    try:
+        return pika.BlockingConnection(parameters_of(url))  # anew, as certificates change
+    except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
+        raise NotConnected(reason(error)) from error
+
+
+def reason(error):
+    """Return what to print of an error: an advice, or its own words."""
+    if isinstance(error, NotConnected):
+        return str(error)
+    for sign, advice in ADVICE.items():
+        if re.search(sign, repr(error)):
+            return advice
+    return escaped(repr(error))
+
+
+def set_up_output():
+    """Show each line at once, and as an escape what the terminal's encoding lacks."""
+    if hasattr(sys.stdout, "reconfigure"):  # not in IDLE, for example
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    if sys.stderr is None:  # print() would take standard output instead
+        sys.stderr = open(os.devnull, "w")
+
+
+def printable(body):
+    """Return the beginning of `body` (bytes) as text that is safe to print."""
+    beginning = body[:4000]  # has 1,000 characters; to decode all may take 50 times its memory
+    return escaped(beginning.decode(errors="backslashreplace"))
+
+
+def escaped(text):
+    """Return the first thousand characters of `text`, escaped where a terminal would obey them."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[:1000]
+    )
+
+
 if __name__ == "__main__":
-    print(__doc__) if sys.argv[1:2] in (["-h"], ["--help"]) else main()
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
+    main()

@@ -207,6 +207,22 @@ def new_task(start_new_task):
 
 
 @pytest.fixture
+def silent_name_server(tmp_path):
+    """The environment of a program that waits for each name it looks up.
+
+    When it asks, there is a file `asked` in `tmp_path`.
+    """
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pathlib, socket, time\n"
+        "def wait(*_, **__):\n"
+        f"    pathlib.Path({str(tmp_path / 'asked')!r}).touch()\n"
+        "    time.sleep(60)\n"
+        "socket.getaddrinfo = wait\n"
+    )
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+@pytest.fixture
 def quorum_url(broker):
     """The URL of a vhost in which a queue is a quorum queue unless it is declared otherwise."""
     broker.ctl("add_vhost", "quorum", "--default-queue-type", "quorum")

@@ -97,12 +97,31 @@ def test_an_unusable_url_ends_both(start, program):
         "amqp://localhost//",
         "amqp://localhost/team#jobs",
         "http://localhost/",
+        "amqp://localhost, rabbit.example",  # a scheme is missing
+        "amqp://localhost/, rabbit.example",
     ]
     name = program[-1].rpartition("/")[2]
     line = f"{name}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost"
     for console in [start(program, url=url) for url in unusable]:
         assert console.wait() == 1, console.transcript
         assert console.err == [line], console.transcript
+
+
+@BOTH
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_file_that_the_url_names_and_that_cannot_be_read_ends_both(
+    start, program, tmp_path, content
+):
+    """When they start; later it is a fault like others: test_tls.py."""
+    if content:
+        (tmp_path / "file").write_text(content)
+    url = f"amqps://guest:{SECRET}@localhost:1/?ssl_options={{'ca_certs': '{tmp_path}/file'}}"
+    console = start(program, url=url)
+    assert console.wait() == 1, console.transcript
+    [line] = console.err
+    name = program[-1].rpartition("/")[2]
+    why = "NO_CERTIFICATE" if content else "No such file or directory"
+    assert re.fullmatch(rf"{name}: cannot read a file that AMQP_URL names: .*{why}.*", line)
 
 
 # --- Several URLs ---

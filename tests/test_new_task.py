@@ -198,26 +198,36 @@ def test_each_line_is_told_at_once_and_only_when_confirmed(start_new_task, queue
     )
 
 
-def test_an_input_that_stalls_for_longer_than_heartbeats_allow_goes_on(
-    start_new_task, broker, queue
+@pytest.mark.parametrize("drip", [b"", b"."], ids=["stalls", "ends no line"])
+def test_an_input_that_lasts_longer_than_heartbeats_allow_is_sent(
+    start_new_task, broker, queue, drip
 ):
+    """Whether nothing comes, or a little at a time and no line end."""
     console = start_new_task("-", stdin=subprocess.PIPE, url=broker.url(query="heartbeat=1"))
-    console.stdin.write(b"before\n")
-    console.stdin.flush()
+    say(console, b"before\n")
     console.wait_for_line(r" \[x\] Sent before")
     # A second client that says nothing either shows when RabbitMQ has lost patience.
     before = broker.log().count("missed heartbeats from client")
     mute = pika.BlockingConnection(pika.URLParameters(broker.url(query="heartbeat=1")))
-    wait_until(
-        lambda: broker.log().count("missed heartbeats from client") > before,
-        "RabbitMQ closed the silent connection",
-    )
+
+    def impatient():
+        say(console, drip)
+        return broker.log().count("missed heartbeats from client") > before
+
+    wait_until(impatient, "RabbitMQ closed the silent connection", poll=0.2)
     with pytest.raises(pika.exceptions.AMQPConnectionError):
         mute.channel()
-    console.stdin.write(b"after\n")
+    say(console, b"after\n")
     console.stdin.close()
     assert console.wait() == 0, console.transcript
-    assert drain(queue) == [b"before", b"after"]
+    first, last = drain(queue)
+    assert (first, last.lstrip(b".")) == (b"before", b"after")
+
+
+def say(console, data):
+    """Type `data` (bytes) into a console's standard input."""
+    console.stdin.write(data)
+    console.stdin.flush()
 
 
 def test_an_input_that_another_program_made_non_blocking_is_read_to_its_end(start_new_task):
@@ -285,27 +295,38 @@ def test_an_input_too_large_for_the_memory_is_told(open_console):
     assert (faults[0], faults[-1], status) == (TRACEBACK, "MemoryError", 1)
 
 
-def test_ctrl_c_ends_it_at_once_while_it_waits_for_input_or_for_the_broker(start_new_task, queue):
+def interrupted_at_once(console):
+    """Press Ctrl+C, and assert that the script ends at once and says so."""
+    pressed = time.monotonic()
+    console.ctrl_c()
+    assert console.wait() == 130
+    assert time.monotonic() - pressed < 1
+    assert re.fullmatch(r"new_task\.py: interrupted \(tasks confirmed: [01]\)", *console.err)
+
+
+def test_ctrl_c_ends_it_at_once_while_it_waits_for_input(start_new_task, queue):
+    console = start_new_task("-", stdin=subprocess.PIPE)
+    say(console, b"one\n")
+    console.wait_for_line(r" \[x\] Sent one")
+    interrupted_at_once(console)
+
+
+def test_ctrl_c_ends_it_at_once_while_the_broker_is_silent(start_new_task):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"amqp://guest:guest@127.0.0.1:{silent.getsockname()[1]}"
-        for console in (
-            start_new_task("-", stdin=subprocess.PIPE),
-            start_new_task("task", url=url),
-        ):
-            if console.stdin:
-                console.stdin.write(b"one\n")
-                console.stdin.flush()
-                console.wait_for_line(r" \[x\] Sent one")
-            else:
-                client, _ = silent.accept()
-            pressed = time.monotonic()
-            console.ctrl_c()
-            assert console.wait() == 130
-            assert time.monotonic() - pressed < 1
-            assert re.fullmatch(
-                r"new_task\.py: interrupted \(tasks confirmed: [01]\)", *console.err
-            )
+        console = start_new_task("task", url=url)
+        client, _ = silent.accept()
+        interrupted_at_once(console)
         client.close()
+
+
+def test_ctrl_c_ends_it_at_once_while_no_name_server_answers(
+    start_new_task, silent_name_server, tmp_path
+):
+    """pika looks names up in a thread, for which Python's own end would wait."""
+    console = start_new_task("task", env=silent_name_server)
+    wait_until((tmp_path / "asked").exists, "it asks the name server")
+    interrupted_at_once(console)
 
 
 def test_when_all_is_confirmed_a_broker_that_dies_is_no_failure(
@@ -346,20 +367,19 @@ STALLS = "{ echo task; sleep 600; }"
 )
 def test_an_output_that_cannot_be_written_is_told_as_python_tells_it(open_console, command, error):
     faults, status = shell(open_console, command)
-    assert (faults[0], status) == (TRACEBACK, 1)
-    assert faults[-1].startswith(error)
+    assert faults[0] == TRACEBACK
+    assert status != 0
+    assert any(line.startswith(error) for line in faults)
     assert not any("cannot send" in line for line in faults)
 
 
-def test_it_ends_with_its_status_though_its_line_cannot_be_written(
-    open_console, running_broker, start_new_task
-):
+def test_it_ends_though_its_line_cannot_be_written(open_console, running_broker, start_new_task):
     """RabbitMQ dies while the input stalls, and standard error is full."""
     command = f"{STALLS} | {{ exec 3>&2; eval $NEW_TASK - 2> /dev/full; echo $? >&3; }}"
     console = open_console("bash", "-c", command, env={"NEW_TASK": shlex.join(NEW_TASK)})
     console.wait_for_line(r" \[x\] Sent task")
     running_broker.kill()
-    assert console.wait_for_line(r"\d+").text == "1"
+    assert console.wait_for_line(r"\d+").text != "0"
 
 
 def test_where_there_is_no_console_it_sends_and_shows_nothing(open_console, queue):

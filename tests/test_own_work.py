@@ -24,6 +24,9 @@ FAILURES = {  # what work() raises: how the line shows it
     "GeneratorExit()": "GeneratorExit",
     "asyncio.CancelledError()": "asyncio.exceptions.CancelledError",
     "MemoryError()": "MemoryError",
+    "SyntaxError('m', ('file', 1, 'a', 'text'))": "SyntaxError.*",  # which traceback cannot show
+    r"ValueError('a\nworker.py: cannot do the task: b')": r"ValueError: a\\nworker\.py: .*",
+    "type('Vain', (Exception,), {'__notes__': property(lambda self: sys.exit())})()": ".*Vain",
     "type('Empty', (Exception,), {'__len__': lambda self: 0})()": ".*Empty",
     "type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})()": ".*Mute: .*",
 }
@@ -47,7 +50,7 @@ def test_work_that_fails_is_told_and_goes_back_and_the_worker_goes_on(worker_of,
 
 
 def test_its_traceback_leads_to_the_line_that_failed(worker_of, queue):
-    """The causes as well; no line is longer than others, and there are no more than a hundred."""
+    """The causes as well; no line is longer than others, and there are about a hundred at most."""
     console = worker_of(
         "try:\n    deep(body)\nexcept KeyError as error:\n"
         "    raise ValueError(body.decode() * 9999 + '\\n' * 9999) from error",
@@ -55,12 +58,26 @@ def test_its_traceback_leads_to_the_line_that_failed(worker_of, queue):
     )
     queue.publish(b"key")
     console.wait_for_line(rf" *return {re.escape('{}[body]')}")
-    console.wait_for_line("ValueError: keykey.*")
+    console.wait_for_line(" *ValueError: keykey.*")
     console.wait_for_line(RECEIVED, count=3)
-    assert max(map(len, console.err)) < 2000 and len(console.err) <= 300
-    assert console.err[1] == "Traceback (most recent call last):"
-    assert "KeyError: b'key'" in console.err
+    assert max(map(len, console.err)) < 2000 and len(console.err) <= 3 * 102
+    assert console.err[1] == "  Traceback (most recent call last):"
+    assert "  KeyError: b'key'" in console.err
     assert any(re.fullmatch(r' *File ".*own\.py", line \d+, in deep', line) for line in console.err)
+
+
+def test_a_long_traceback_lacks_its_middle_and_says_so(worker_of, queue):
+    """Its end is where one's own line stands. Python itself shortens only what calls itself."""
+    console = worker_of(
+        "try:\n    one(90)\nexcept ZeroDivisionError as error:\n    raise RuntimeError from error",
+        top="def one(depth): other(depth)\ndef other(depth): one(depth - 1 if depth else 1 / 0)",
+    )
+    queue.publish(b"task")
+    console.wait_for_line(" *RuntimeError")
+    assert len(console.err) == 102
+    assert console.err[1] == "  Traceback (most recent call last):"
+    assert "      raise RuntimeError from error" in console.err[-10:]
+    assert any("left out" in line for line in console.err)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +195,18 @@ def test_its_thread_outlives_the_connection(worker_of, broker, queue):
         console.wait_for_line(DONE, count=number)
         broker.ctl("close_all_connections", "test")
     assert console.out.count("b'first'") == 2
+
+
+def test_what_the_top_of_the_file_sets_holds_in_its_thread(worker_of, queue):
+    """Context variables, such as decimal's precision; what work() sets holds in the next task."""
+    console = worker_of(
+        "print(decimal.getcontext().prec)\ndecimal.getcontext().prec += 1",
+        top="import decimal\ndecimal.getcontext().prec = 50",
+    )
+    queue.publish(b"one")
+    queue.publish(b"two")
+    console.wait_for_line(DONE, count=2)
+    assert [line for line in console.out if line.isdigit()] == ["50", "51"]
 
 
 # --- What is shown ---

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from tests.harness.brokers import free_ports
-from tests.harness.scripts import BOTH, NEW_TASK, RECEIVED, SECRET, told
+from tests.harness.scripts import BOTH, NEW_TASK, RECEIVED, SECRET, WAITING, told
 from tests.harness.waiting import wait_until
 
 
@@ -20,6 +20,31 @@ def erlang(pem):
     """Return a PEM as RabbitMQ's shell takes it, so that no file has to get to the broker."""
     lines = pem.bytes().decode().splitlines()
     return f'base64:decode(<<"{"".join(lines[1:-1])}">>)'
+
+
+def listen(broker, host, port, certificate, *authorities, options=""):
+    """Have the broker listen there for TLS, with `certificate`; `authorities` go along with it."""
+    sent_along = ", ".join(erlang(one.cert_pem) for one in authorities)
+    broker.ctl(
+        "eval",
+        f'ok = rabbit_networking:start_ssl_listener({{"{host}", {port}, auto}}, ['
+        f"{{cert, {erlang(certificate.cert_chain_pems[0])}}},"
+        f"{{key, {{'ECPrivateKey', {erlang(certificate.private_key_pem)}}}}},"
+        f"{{cacerts, [{sent_along}]}}{options}], 1).",
+    )
+
+
+def stop_listening(broker, host, port):
+    broker.ctl("eval", f'rabbit_networking:stop_tcp_listener({{"{host}", {port}, auto}}).')
+
+
+@pytest.fixture(scope="module")
+def host(broker):
+    """The address where the listeners are, and that their certificates name."""
+    if sys.platform != "linux" and broker.inner_host != broker.host:
+        pytest.skip("a container's own address is reached on Linux alone")
+    broker.ctl("eval", "rabbit_networking:ensure_ssl().")
+    return broker.inner_host
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +60,26 @@ def authority_file(authority, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def listeners(broker, authority):
+def listeners(broker, host, authority):
     """TLS listeners of the broker by what is wrong with the certificates, as "host:port"."""
-    if sys.platform != "linux" and broker.inner_host != broker.host:
-        pytest.skip("a container's own address is reached on Linux alone")
-    host, now = broker.inner_host, datetime.datetime.now(datetime.timezone.utc)
-    right, day = authority.issue_cert(host), datetime.timedelta(days=1)
+    now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
+    right = authority.issue_cert(host)
     certificates = {
         "nothing": right,
         "no authority": right,
+        "the client's": right,
         "name": authority.issue_cert("elsewhere.example"),
         "expired": authority.issue_cert(host, not_before=now - 2 * day, not_after=now - day),
     }
     ports = dict(zip(certificates, free_ports(len(certificates)), strict=True))
-    broker.ctl("eval", "rabbit_networking:ensure_ssl().")
     for what, certificate in certificates.items():
-        sent_along = "" if what == "no authority" else erlang(authority.cert_pem)
-        broker.ctl(
-            "eval",
-            f'ok = rabbit_networking:start_ssl_listener({{"{host}", {ports[what]}, auto}}, ['
-            f"{{cert, {erlang(certificate.cert_chain_pems[0])}}},"
-            f"{{key, {{'ECPrivateKey', {erlang(certificate.private_key_pem)}}}}},"
-            f"{{cacerts, [{sent_along}]}}], 1).",
-        )
+        authorities = [] if what == "no authority" else [authority]
+        ask = ", {verify, verify_peer}, {fail_if_no_peer_cert, true}"
+        options = ask if what == "the client's" else ""
+        listen(broker, host, ports[what], certificate, *authorities, options=options)
     yield {what: f"{host}:{port}" for what, port in ports.items()}
     for port in ports.values():
-        broker.ctl("eval", f'rabbit_networking:stop_tcp_listener({{"{host}", {port}, auto}}).')
+        stop_listening(broker, host, port)
 
 
 @pytest.fixture
@@ -99,6 +118,36 @@ def test_a_wrong_certificate_is_refused(start, program, listeners, authority_fil
 
 
 @BOTH
+def test_a_listener_that_asks_for_a_certificate_says_so(start, program, listeners, authority_file):
+    """No advice hides it. RabbitMQ hangs up at once, so that its reason may not arrive."""
+    place = listeners["the client's"]
+    url = f"amqps://guest:{SECRET}@{place}/%2F"
+    console = start(program, url=url, env={"SSL_CERT_FILE": str(authority_file)})
+    told(console, "SSL.*(CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|EOF)", place)
+
+
+def test_renewed_certificates_are_read(broker, host, worker, tmp_path):
+    """A file that is missing meanwhile is told as such."""
+    old, new = trustme.CA(), trustme.CA()
+    file, port = tmp_path / "authority.pem", free_ports(1)[0]
+    old.cert_pem.write_to_path(file)
+    url = f"amqps://guest:guest@{host}:{port}/?ssl_options={{'cafile': '{file}', "
+    listen(broker, host, port, old.issue_cert(host), old)
+    try:
+        console = worker(url=f"{url}'server_hostname': '{host}'}}")
+        stop_listening(broker, host, port)
+        listen(broker, host, port, new.issue_cert(host), new)
+        file.unlink()
+        broker.ctl("close_all_connections", "renewed")
+        line = console.wait_for_line(rf".*:{port}: cannot read a file.*; trying again")
+        assert "No such file" in line.text
+        new.cert_pem.write_to_path(file)
+        console.wait_for_line(WAITING, count=2)
+    finally:
+        stop_listening(broker, host, port)
+
+
+@BOTH
 @pytest.mark.parametrize("sent_along", ["nothing", "no authority"])
 def test_an_unknown_authority_is_refused(start, program, listeners, sent_along):
     place = listeners[sent_along]
@@ -110,7 +159,8 @@ def test_an_unknown_authority_is_refused(start, program, listeners, sent_along):
 def test_a_listener_without_tls_behind_amqps(start, broker, program):
     place = f"127.0.0.1:{broker.port}"
     console = start(program, url=f"amqps://guest:{SECRET}@{place}/%2F")
-    told(console, "SSLError.*WRONG_VERSION_NUMBER|SSL.* record layer", place)
+    line = told(console, "WRONG_VERSION_NUMBER|SSL.* record layer", place).text
+    assert f"{place}: SSLError(" in line  # in the system's words alone
 
 
 @BOTH

@@ -145,19 +145,19 @@ def test_light_tasks_do_not_queue_behind_a_heavy_one(new_task, workers):
 
 LISTINGS = {
     "new_task.py": """
-        connection = pika.BlockingConnection(
+        connection = connect(
         channel = connection.channel()
         channel.queue_declare(queue="task_queue", durable=True)
         message = " ".join(sys.argv[1:]) or "Hello World!"
         channel.basic_publish(
         exchange="",
         routing_key="task_queue",
-        body=
+        body=message,
         properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
         print(f" [x] Sent {
         connection.close()""",
     "worker.py": """
-        connection = pika.BlockingConnection(
+        def consume(connection,
         channel = connection.channel()
         channel.queue_declare(queue="task_queue", durable=True)
         print(" [*] Waiting for messages. To exit press CTRL+C")
@@ -181,6 +181,17 @@ def test_the_lines_of_the_tutorials_listing_stand_in_its_order(name):
         rest = range(places[-1] + 1, len(lines))
         places += [at for at in rest if lines[at].startswith(expected.strip())][:1] or [expected]
     assert places[-1] < 85 and places[-1] - places[1] < 40
+
+
+def test_the_details_are_the_same_in_both_scripts():
+    """So a reader reads them once. At the end, each script has its own last lines."""
+    below = [
+        (ROOT / name).read_text().split("\n# --- What follows is the same in both ")[1]
+        for name in LISTINGS
+    ]
+    one, other = (text.split('\nif __name__ == "__main__":\n')[0] for text in below)
+    assert one == other
+    assert "pika.BlockingConnection(" in one  # the line of the listings that `connect` stands for
 
 
 def test_rabbitmqs_current_programs_and_ours_share_a_quorum_queue(

@@ -20,6 +20,7 @@ WAITING = r" \[\*\] Waiting for messages\. To exit press CTRL\+C"
 RECEIVED, DONE = r" \[x\] Received .*", r" \[x\] Done"
 FAILED = r"worker\.py: cannot do the task: .*"
 AGAIN = r"worker\.py: cannot consume from \S+: .*; trying again"
+IN_HAND = r"worker\.py: waiting for the work in hand"
 
 SECRET = "s3cret"  # the password in URLs that fail; no line may show it
 
@@ -49,9 +50,9 @@ def wait_until_done(count, *workers):
 
 
 def only_told_in_lines(worker):
-    """Fail if `worker` has shown anything on standard error but that it tries again."""
+    """Fail if `worker` has shown anything on standard error but why it tries again, or waits."""
     for line in worker.err:
-        assert re.fullmatch(AGAIN, line), worker.transcript
+        assert re.fullmatch(f"{AGAIN}|{IN_HAND}", line), worker.transcript
 
 
 def told(console, why, *places):
