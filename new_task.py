@@ -40,7 +40,7 @@ def send(url):
         messages = stdin_lines(connection)
     else:
         messages = [os.fsencode(message)]  # the bytes that were typed, UTF-8 or not
-    for message in messages:
+    for message in messages:  # in bytes
         channel.basic_publish(
             exchange="",
             routing_key="task_queue",
@@ -55,7 +55,7 @@ def send(url):
 
 
 def main():
-    """Send to the first broker that takes a connection, or print why not all is sent."""
+    """Send to the first broker that can be reached; say why if none can, or if it is lost."""
     set_up_output()
     for place, url in brokers():
         try:
@@ -127,11 +127,11 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 
 
 class Parameters(pika.URLParameters):
-    """pika's parameters, with other defaults, in seconds; a URL may say ?heartbeat=30."""
+    """pika's parameters from a URL, with these defaults, unless it says, say, ?heartbeat=30."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives up on a silent broker within 2 * (heartbeat + 5)
-    DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
-    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # for a publish while memory or disk is short
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker after 2 * (this + 5)
+    DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
+    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds to publish, if RabbitMQ has no room
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
@@ -150,7 +150,7 @@ ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|'idna'": "unknown host, or no name server answers",
     "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Incompatible(?!.*SSL)": "no AMQP answer; is RabbitMQ booting or frozen?",  # SSL says why
+    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
     "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
@@ -196,7 +196,7 @@ def connect(url):
 
 
 def reason(error):
-    """Return what to print of an error: an advice, or its own words."""
+    """Return what to print of an error: advice, or its own words, as for a failure of SSL."""
     if isinstance(error, NotConnected):
         return str(error)
     for sign, advice in ADVICE.items():
@@ -227,7 +227,7 @@ def escaped(text):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["-h"], ["--help"]):
+    if sys.argv[1:2] in (["-h"], ["--help"]):  # not argparse: a task may begin with a dash
         print(__doc__)
     else:
         main()

@@ -26,17 +26,18 @@ SCRIPT = "worker.py"
 
 stopping = False  # True once SIGTERM has come
 
-# If work() starts processes: a forked one would have our connection, too, and RabbitMQ would take a
-# dead worker for a living one. (It can be set only once.)
+# If work() starts processes: a forked one would have the connection, too, and RabbitMQ would take a
+# dead worker for a living one. (What was set before stays, since it can be set only once.)
 if get_start_method(allow_none=True) is None:
     set_start_method("spawn")
 
 
 def work(body):
-    """Do one task, `body` (bytes); put your own work here. Make it safe to repeat.
+    """Do one task, `body` (bytes); put your own work here.
 
-    A task is done when this returns. If it raises, the task comes again, before all others, until
-    it is done. It always runs in the same thread, which is not the main one.
+    The task is done when this returns, and comes again, before all others, if it raises. It may
+    also come again if the connection is lost, or after RabbitMQ's consumer_timeout (30 minutes).
+    All tasks are done in one thread, which is not the main one.
     """
     if b"." in body:  # else sleep(0) would cost a quarter of the speed
         time.sleep(body.count(b"."))
@@ -78,7 +79,7 @@ def consume(connection, executor):
     raise pika.exceptions.ConsumerCancelled  # it returned: the queue was deleted, for example
 
 
-# What a function returns when its work is not done yet: a coroutine, a generator, a future...
+# What a function returns when its work is not done yet, as coroutines and generators do.
 UNFINISHED = (AsyncGenerator, Awaitable, futures.Future, Generator, map)
 
 
@@ -120,7 +121,7 @@ def main():
     signal.signal(signal.SIGTERM, exit_after_the_task)
     # The work has a thread of its own, so that heartbeats go on meanwhile, and the same one for all
     # connections, so that what belongs to a thread, such as a SQLite connection, can be kept.
-    executor = futures.ThreadPoolExecutor(1, initializer=adopt, initargs=(copy_context(),))
+    executor = futures.ThreadPoolExecutor(1, initializer=set_context, initargs=(copy_context(),))
     pause = 1
     for place, url in cycle(brokers()):
         connected = None
@@ -137,8 +138,8 @@ def main():
         pause = min(2 * pause, 20)
 
 
-def adopt(context):
-    """Set in work()'s thread what the top of the file has set, such as decimal's precision."""
+def set_context(context):
+    """Set in work()'s new thread what the top of the file has set, such as decimal's precision."""
     for variable, value in context.items():
         variable.set(value)
 
@@ -156,7 +157,7 @@ def exit_after_the_task(signum, frame):
 
 
 def watch_for_sigterm(connection):
-    """Exit if SIGTERM has come, else look again in 0.2 s: no signal ends start_consuming()."""
+    """Exit if SIGTERM has come, else look again in 0.2 s: no signal wakes start_consuming()."""
     if stopping:
         sys.exit()
     connection.call_later(0.2, lambda: watch_for_sigterm(connection))
@@ -165,7 +166,7 @@ def watch_for_sigterm(connection):
 def has_ended(future, within):
     """Return whether `future` ends within so many seconds."""
     try:
-        future.result(timeout=within)  # futures.wait() would be slower by a third
+        future.exception(timeout=within)  # futures.wait() would be slower by a third
     except futures.TimeoutError:
         pass
     return future.done()
@@ -178,7 +179,7 @@ def wait_or_exit(seconds, executor):
     if not has_ended(marker, within=1):
         print(f"{SCRIPT}: waiting for the work in hand", file=sys.stderr)
     while not marker.done() or (time.monotonic() < until and not stopping):
-        time.sleep(0.1)  # in slices, since a signal may fail to interrupt a long sleep
+        time.sleep(0.1)  # in slices, since a signal ends no sleep
     if stopping:
         sys.exit()
 
@@ -191,11 +192,11 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 
 
 class Parameters(pika.URLParameters):
-    """pika's parameters, with other defaults, in seconds; a URL may say ?heartbeat=30."""
+    """pika's parameters from a URL, with these defaults, unless it says, say, ?heartbeat=30."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # pika gives up on a silent broker within 2 * (heartbeat + 5)
-    DEFAULT_STACK_TIMEOUT = 10  # to connect to one address; localhost may have two
-    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # for a publish while memory or disk is short
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker after 2 * (this + 5)
+    DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
+    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds to publish, if RabbitMQ has no room
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
@@ -214,7 +215,7 @@ ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|'idna'": "unknown host, or no name server answers",
     "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Incompatible(?!.*SSL)": "no AMQP answer; is RabbitMQ booting or frozen?",  # SSL says why
+    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
     "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
@@ -260,7 +261,7 @@ def connect(url):
 
 
 def reason(error):
-    """Return what to print of an error: an advice, or its own words."""
+    """Return what to print of an error: advice, or its own words, as for a failure of SSL."""
     if isinstance(error, NotConnected):
         return str(error)
     for sign, advice in ADVICE.items():
