@@ -4,7 +4,7 @@
 Usage: python new_task.py First message.   sends the words as one task ("Hello World!" if none)
        python new_task.py -                sends each line of standard input that is not blank
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
-Exit status: 0 if every task is confirmed and shown, 130 after Ctrl+C; 1, or Python's 120, if not.
+Exit status: 0 if every task is confirmed and shown, 130 after Ctrl+C, otherwise not 0.
 Help: --help, -h.
 """
 
@@ -127,7 +127,7 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 
 
 class Parameters(pika.URLParameters):
-    """pika's parameters from a URL, with these defaults, unless it says, say, ?heartbeat=30."""
+    """pika's parameters, with these defaults where the URL has no ?heartbeat=30 or the like."""
 
     DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker after 2 * (this + 5)
     DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
@@ -144,13 +144,13 @@ URL = (
     r"(\?[^#@]*)?"  # ?parameters
 )
 
-# For what newcomers meet: a regular expression found in repr(error), and what to do about it. (A
-# host with an empty part is an 'idna' error, a password that is not UTF-8 one of surrogates.)
+# For what newcomers meet: a regular expression found in repr(error), and what to do about it.
 ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "gaierror|'idna'": "unknown host, or no name server answers",
+    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': a part of it is empty
     "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",
+    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",  # SSL says more
+    # A password that is not UTF-8 has surrogates, and must not be shown.
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
     "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
@@ -178,7 +178,7 @@ def brokers():
 
 
 def parameters_of(url):
-    """Return pika's parameters; raise NotConnected for a file, ValueError for a URL it misreads."""
+    """Return Parameters, or raise NotConnected for a file it cannot read, else ValueError."""
     if not re.fullmatch(URL, url):
         raise ValueError  # pika would take one part of it for another
     try:
@@ -196,7 +196,7 @@ def connect(url):
 
 
 def reason(error):
-    """Return what to print of an error: advice, or its own words, as for a failure of SSL."""
+    """Return what to print of an error: advice, or its own words."""
     if isinstance(error, NotConnected):
         return str(error)
     for sign, advice in ADVICE.items():
@@ -215,7 +215,7 @@ def set_up_output():
 
 def printable(body):
     """Return the beginning of `body` (bytes) as text that is safe to print."""
-    beginning = body[:4000]  # has 1,000 characters; to decode all may take 50 times its memory
+    beginning = body[:4000]  # at least 1,000 characters; all may take 50 times the memory
     return escaped(beginning.decode(errors="backslashreplace"))
 
 

@@ -27,7 +27,7 @@ SCRIPT = "worker.py"
 stopping = False  # True once SIGTERM has come
 
 # If work() starts processes: a forked one would have the connection, too, and RabbitMQ would take a
-# dead worker for a living one. (What was set before stays, since it can be set only once.)
+# dead worker for a living one. (A method that was set before stays.)
 if get_start_method(allow_none=True) is None:
     set_start_method("spawn")
 
@@ -62,10 +62,10 @@ def consume(connection, executor):
         print(f" [x] Received {printable(body)}")
         future = executor.submit(attempt, body)
         while ch.is_open and not has_ended(future, within=0.5):
-            # Keep heartbeats going; within a callback, pika starts no other and no timer.
+            # Keeps heartbeats going; calls neither callback() nor watch_for_sigterm() meanwhile.
             connection.process_data_events()
         if not ch.is_open:
-            return  # start_consuming() raises why; the work may go on, and the task comes again
+            return  # start_consuming() raises why; wait_or_exit() waits for the work
         if future.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
@@ -121,7 +121,7 @@ def main():
     signal.signal(signal.SIGTERM, exit_after_the_task)
     # The work has a thread of its own, so that heartbeats go on meanwhile, and the same one for all
     # connections, so that what belongs to a thread, such as a SQLite connection, can be kept.
-    executor = futures.ThreadPoolExecutor(1, initializer=set_context, initargs=(copy_context(),))
+    executor = futures.ThreadPoolExecutor(1, initializer=inherit, initargs=(copy_context(),))
     pause = 1
     for place, url in cycle(brokers()):
         connected = None
@@ -138,7 +138,7 @@ def main():
         pause = min(2 * pause, 20)
 
 
-def set_context(context):
+def inherit(context):
     """Set in work()'s new thread what the top of the file has set, such as decimal's precision."""
     for variable, value in context.items():
         variable.set(value)
@@ -153,11 +153,11 @@ def exit_after_the_task(signum, frame):
     global stopping
     if stopping:
         os._exit(0)
-    stopping = True
+    stopping = True  # and no sys.exit() here, in the middle of the task
 
 
 def watch_for_sigterm(connection):
-    """Exit if SIGTERM has come, else look again in 0.2 s: no signal wakes start_consuming()."""
+    """Exit if SIGTERM has come, else look again in 0.2 s: start_consuming() does not."""
     if stopping:
         sys.exit()
     connection.call_later(0.2, lambda: watch_for_sigterm(connection))
@@ -192,7 +192,7 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 
 
 class Parameters(pika.URLParameters):
-    """pika's parameters from a URL, with these defaults, unless it says, say, ?heartbeat=30."""
+    """pika's parameters, with these defaults where the URL has no ?heartbeat=30 or the like."""
 
     DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker after 2 * (this + 5)
     DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
@@ -209,13 +209,13 @@ URL = (
     r"(\?[^#@]*)?"  # ?parameters
 )
 
-# For what newcomers meet: a regular expression found in repr(error), and what to do about it. (A
-# host with an empty part is an 'idna' error, a password that is not UTF-8 one of surrogates.)
+# For what newcomers meet: a regular expression found in repr(error), and what to do about it.
 ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "gaierror|'idna'": "unknown host, or no name server answers",
+    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': a part of it is empty
     "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",
+    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",  # SSL says more
+    # A password that is not UTF-8 has surrogates, and must not be shown.
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
     "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
@@ -243,7 +243,7 @@ def brokers():
 
 
 def parameters_of(url):
-    """Return pika's parameters; raise NotConnected for a file, ValueError for a URL it misreads."""
+    """Return Parameters, or raise NotConnected for a file it cannot read, else ValueError."""
     if not re.fullmatch(URL, url):
         raise ValueError  # pika would take one part of it for another
     try:
@@ -261,7 +261,7 @@ def connect(url):
 
 
 def reason(error):
-    """Return what to print of an error: advice, or its own words, as for a failure of SSL."""
+    """Return what to print of an error: advice, or its own words."""
     if isinstance(error, NotConnected):
         return str(error)
     for sign, advice in ADVICE.items():
@@ -280,7 +280,7 @@ def set_up_output():
 
 def printable(body):
     """Return the beginning of `body` (bytes) as text that is safe to print."""
-    beginning = body[:4000]  # has 1,000 characters; to decode all may take 50 times its memory
+    beginning = body[:4000]  # at least 1,000 characters; all may take 50 times the memory
     return escaped(beginning.decode(errors="backslashreplace"))
 
 
