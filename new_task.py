@@ -110,7 +110,7 @@ def read_stdin(chunks):
     try:
         chunk = None
         while chunk != b"":
-            chunk = sys.stdin.buffer.raw.read(1 << 18)  # raw: returns what is there by now
+            chunk = sys.stdin.buffer.raw.read(1 << 18)  # raw: what is there, and without a lock
             if chunk is None:  # nothing yet: another program has made it non-blocking
                 time.sleep(0.1)
             else:
@@ -127,11 +127,11 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 
 
 class Parameters(pika.URLParameters):
-    """pika's parameters, with these defaults where the URL has no ?heartbeat=30 or the like."""
+    """pika's parameters with these defaults, which a URL may override, as with ?heartbeat=30."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker after 2 * (this + 5)
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker within 2 * (this + 5)
     DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
-    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds to publish, if RabbitMQ has no room
+    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
@@ -144,7 +144,8 @@ URL = (
     r"(\?[^#@]*)?"  # ?parameters
 )
 
-# For what newcomers meet: a regular expression found in repr(error), and what to do about it.
+# For what newcomers meet: a regular expression found in repr(error), and what to do about it. Where
+# none is found, the error speaks for itself.
 ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': a part of it is empty
@@ -152,7 +153,7 @@ ADVICE = {
     "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",  # SSL says more
     # A password that is not UTF-8 has surrogates, and must not be shown.
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
-    "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
+    "inequivalent arg": "task_queue is there with other properties; use another vhost or delete it",
     "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
 }
 
@@ -188,7 +189,7 @@ def parameters_of(url):
 
 
 def connect(url):
-    """Return a new connection, or raise NotConnected; what fails later is another AMQPError."""
+    """Return a new connection or raise NotConnected, which no AMQPError is that comes later."""
     try:
         return pika.BlockingConnection(parameters_of(url))  # anew, as certificates change
     except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own

@@ -35,9 +35,9 @@ if get_start_method(allow_none=True) is None:
 def work(body):
     """Do one task, `body` (bytes); put your own work here.
 
-    The task is done when this returns, and comes again, before all others, if it raises. It may
-    also come again if the connection is lost, or after RabbitMQ's consumer_timeout (30 minutes).
-    All tasks are done in one thread, which is not the main one.
+    The task is done when this returns, and is delivered again, before all others, if it raises.
+    That may also happen if the connection is lost, or after RabbitMQ's consumer_timeout (half an
+    hour). All tasks are done in one thread, which is not the main one.
     """
     if b"." in body:  # else sleep(0) would cost a quarter of the speed
         time.sleep(body.count(b"."))
@@ -45,7 +45,7 @@ def work(body):
 
 # The tutorial's listing, once main() has connected, and what it takes to keep it going.
 def consume(connection, executor):
-    """Do the tasks that come over `connection`, a pika.BlockingConnection, in `executor`'s thread.
+    """Do what `connection`, a pika.BlockingConnection, delivers, in the thread of `executor`.
 
     Raise AMQPError when the connection is lost, SystemExit after SIGTERM.
     """
@@ -57,7 +57,7 @@ def consume(connection, executor):
     channel.basic_qos(prefetch_count=1)
 
     def callback(ch, method, properties, body):
-        if stopping:  # this task came after SIGTERM; it goes back when main() closes the connection
+        if stopping:  # it came after SIGTERM, and is requeued when main() closes the connection
             sys.exit()
         print(f" [x] Received {printable(body)}")
         future = executor.submit(attempt, body)
@@ -69,7 +69,7 @@ def consume(connection, executor):
         if future.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
-        else:  # give it back in a second, since RabbitMQ delivers it again at once
+        else:  # requeue it in a second, since RabbitMQ delivers it again at once
             connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)
@@ -79,7 +79,7 @@ def consume(connection, executor):
     raise pika.exceptions.ConsumerCancelled  # it returned: the queue was deleted, for example
 
 
-# What a function returns when its work is not done yet, as coroutines and generators do.
+# Results that mean that work() has only been prepared, or started elsewhere.
 UNFINISHED = (AsyncGenerator, Awaitable, futures.Future, Generator, map)
 
 
@@ -167,18 +167,18 @@ def has_ended(future, within):
     """Return whether `future` ends within so many seconds."""
     try:
         future.exception(timeout=within)  # futures.wait() would be slower by a third
-    except futures.TimeoutError:
+    except futures.TimeoutError:  # which is not the builtin one before Python 3.11
         pass
     return future.done()
 
 
 def wait_or_exit(seconds, executor):
-    """Wait for work that has lost its connection, and `seconds`; after SIGTERM, exit instead."""
+    """Wait `seconds`, and for work that has lost its connection; after SIGTERM, for that alone."""
     until = time.monotonic() + seconds
-    marker = executor.submit(lambda: None)  # queued behind that work
-    if not has_ended(marker, within=1):
+    work_ended = executor.submit(lambda: None)  # its turn comes after that work
+    if not has_ended(work_ended, within=1):
         print(f"{SCRIPT}: waiting for the work in hand", file=sys.stderr)
-    while not marker.done() or (time.monotonic() < until and not stopping):
+    while not work_ended.done() or (time.monotonic() < until and not stopping):
         time.sleep(0.1)  # in slices, since a signal ends no sleep
     if stopping:
         sys.exit()
@@ -192,11 +192,11 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 
 
 class Parameters(pika.URLParameters):
-    """pika's parameters, with these defaults where the URL has no ?heartbeat=30 or the like."""
+    """pika's parameters with these defaults, which a URL may override, as with ?heartbeat=30."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker after 2 * (this + 5)
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker within 2 * (this + 5)
     DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
-    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds to publish, if RabbitMQ has no room
+    DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
@@ -209,7 +209,8 @@ URL = (
     r"(\?[^#@]*)?"  # ?parameters
 )
 
-# For what newcomers meet: a regular expression found in repr(error), and what to do about it.
+# For what newcomers meet: a regular expression found in repr(error), and what to do about it. Where
+# none is found, the error speaks for itself.
 ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
     "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': a part of it is empty
@@ -217,7 +218,7 @@ ADVICE = {
     "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",  # SSL says more
     # A password that is not UTF-8 has surrogates, and must not be shown.
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
-    "inequivalent arg": "task_queue is there with other properties; delete it or use another vhost",
+    "inequivalent arg": "task_queue is there with other properties; use another vhost or delete it",
     "^NackError|BlockedTimeout": "the queue is full, or RabbitMQ is short of memory or disk",
 }
 
@@ -253,7 +254,7 @@ def parameters_of(url):
 
 
 def connect(url):
-    """Return a new connection, or raise NotConnected; what fails later is another AMQPError."""
+    """Return a new connection or raise NotConnected, which no AMQPError is that comes later."""
     try:
         return pika.BlockingConnection(parameters_of(url))  # anew, as certificates change
     except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
