@@ -27,7 +27,7 @@ confirmed = 0  # tasks so far
 
 # The tutorial's listing, and what makes sure that each task arrives.
 def send(url):
-    """Send what the command line says; raise NotConnected, or another AMQPError when connected."""
+    """Send what the command line says; raise NotConnected, or another AMQPError after that."""
     global confirmed
     connection = connect(url)  # a pika.BlockingConnection
     channel = connection.channel()
@@ -100,7 +100,7 @@ def stdin_chunks(connection):
             continue
         if isinstance(chunk, BaseException):
             raise chunk
-        yield chunk or b"\n"  # the last line may lack its end
+        yield chunk or b"\n"  # at the end, as the last line may lack its own
         if not chunk:
             return
 
@@ -110,7 +110,7 @@ def read_stdin(chunks):
     try:
         chunk = None
         while chunk != b"":
-            chunk = sys.stdin.buffer.raw.read(1 << 18)  # raw: what is there, and without a lock
+            chunk = sys.stdin.buffer.raw.read(1 << 18)  # raw: what is there now
             if chunk is None:  # nothing yet: another program has made it non-blocking
                 time.sleep(0.1)
             else:
@@ -135,7 +135,8 @@ class Parameters(pika.URLParameters):
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
-# pika would misread others: those with / ? or # in a password, for example, instead of %2F %3F %23.
+# The URLs that are taken. Pika would misread others, such as those with a / ? or # in a password,
+# which is written as %2F %3F %23.
 URL = (
     r"amqps?://"
     r"([^/?#]*@)?"  # user:password@
@@ -148,9 +149,10 @@ URL = (
 # none is found, the error speaks for itself.
 ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': a part of it is empty
+    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': as host..name
     "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",  # SSL says more
+    # But where SSL has failed, its own words say more.
+    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",
     # A password that is not UTF-8 has surrogates, and must not be shown.
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; use another vhost or delete it",
@@ -189,7 +191,7 @@ def parameters_of(url):
 
 
 def connect(url):
-    """Return a new connection or raise NotConnected, which no AMQPError is that comes later."""
+    """Return a new connection, or raise NotConnected; what fails later is another AMQPError."""
     try:
         return pika.BlockingConnection(parameters_of(url))  # anew, as certificates change
     except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own

@@ -35,9 +35,9 @@ if get_start_method(allow_none=True) is None:
 def work(body):
     """Do one task, `body` (bytes); put your own work here.
 
-    The task is done when this returns, and is delivered again, before all others, if it raises.
-    That may also happen if the connection is lost, or after RabbitMQ's consumer_timeout (half an
-    hour). All tasks are done in one thread, which is not the main one.
+    The task is done when this returns, and is delivered again, before all others, if it raises. It
+    may also be delivered again if the connection is lost, or after RabbitMQ's consumer_timeout
+    (half an hour). All tasks are done in one thread, which is not the main one.
     """
     if b"." in body:  # else sleep(0) would cost a quarter of the speed
         time.sleep(body.count(b"."))
@@ -62,14 +62,15 @@ def consume(connection, executor):
         print(f" [x] Received {printable(body)}")
         future = executor.submit(attempt, body)
         while ch.is_open and not has_ended(future, within=0.5):
-            # Keeps heartbeats going; calls neither callback() nor watch_for_sigterm() meanwhile.
+            # Keep heartbeats going. In a callback, pika calls no other one and no timer, so that
+            # SIGTERM does not cut off the task. If the connection is lost, this raises.
             connection.process_data_events()
         if not ch.is_open:
-            return  # start_consuming() raises why; wait_or_exit() waits for the work
+            return  # RabbitMQ closed the channel alone, and start_consuming() raises why
         if future.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
-        else:  # requeue it in a second, since RabbitMQ delivers it again at once
+        else:  # requeue it in a second, as RabbitMQ delivers it again at once; no other comes before
             connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)
@@ -139,7 +140,7 @@ def main():
 
 
 def inherit(context):
-    """Set in work()'s new thread what the top of the file has set, such as decimal's precision."""
+    """Set the context variables of main() (decimal's precision is one) in work()'s new thread."""
     for variable, value in context.items():
         variable.set(value)
 
@@ -173,7 +174,7 @@ def has_ended(future, within):
 
 
 def wait_or_exit(seconds, executor):
-    """Wait `seconds`, and for work that has lost its connection; after SIGTERM, for that alone."""
+    """Wait `seconds`, and for work that has lost its connection; after SIGTERM, for work alone."""
     until = time.monotonic() + seconds
     work_ended = executor.submit(lambda: None)  # its turn comes after that work
     if not has_ended(work_ended, within=1):
@@ -200,7 +201,8 @@ class Parameters(pika.URLParameters):
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
-# pika would misread others: those with / ? or # in a password, for example, instead of %2F %3F %23.
+# The URLs that are taken. Pika would misread others, such as those with a / ? or # in a password,
+# which is written as %2F %3F %23.
 URL = (
     r"amqps?://"
     r"([^/?#]*@)?"  # user:password@
@@ -213,9 +215,10 @@ URL = (
 # none is found, the error speaks for itself.
 ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': a part of it is empty
+    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': as host..name
     "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
-    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",  # SSL says more
+    # But where SSL has failed, its own words say more.
+    "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",
     # A password that is not UTF-8 has surrogates, and must not be shown.
     "Login was refused|surrogates": "login refused; check the user and password in AMQP_URL",
     "inequivalent arg": "task_queue is there with other properties; use another vhost or delete it",
@@ -254,7 +257,7 @@ def parameters_of(url):
 
 
 def connect(url):
-    """Return a new connection or raise NotConnected, which no AMQPError is that comes later."""
+    """Return a new connection, or raise NotConnected; what fails later is another AMQPError."""
     try:
         return pika.BlockingConnection(parameters_of(url))  # anew, as certificates change
     except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
