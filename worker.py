@@ -70,7 +70,7 @@ def consume(connection, executor):
         if future.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
-        else:  # requeue it in a second, as RabbitMQ delivers it again at once; no other comes before
+        else:  # requeue it in a second, as RabbitMQ delivers it again at once; none comes before
             connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)
