@@ -4,7 +4,8 @@
 Usage: python new_task.py First message.   sends the words as one task ("Hello World!" if none)
        python new_task.py -                sends each line of standard input that is not blank
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
-Exit status: 0 if every task is confirmed and shown, 130 after Ctrl+C, otherwise not 0.
+Exit status: 0 if every task is confirmed and shown, 130 after Ctrl+C, otherwise not 0. Then one
+more task than it says may have arrived.
 Help: --help, -h.
 """
 
@@ -100,9 +101,10 @@ def stdin_chunks(connection):
             continue
         if isinstance(chunk, BaseException):
             raise chunk
-        yield chunk or b"\n"  # at the end, as the last line may lack its own
         if not chunk:
+            yield b"\n"  # the last line may lack its own
             return
+        yield chunk
 
 
 def read_stdin(chunks):
@@ -137,7 +139,7 @@ class Parameters(pika.URLParameters):
 
 # The URLs that are taken. Pika would misread others, such as those with a / ? or # in a password,
 # which is written as %2F %3F %23.
-URL = (
+URL_PATTERN = (
     r"amqps?://"
     r"([^/?#]*@)?"  # user:password@
     r"[^/?#@,]*"  # host:port
@@ -182,7 +184,7 @@ def brokers():
 
 def parameters_of(url):
     """Return Parameters, or raise NotConnected for a file it cannot read, else ValueError."""
-    if not re.fullmatch(URL, url):
+    if not re.fullmatch(URL_PATTERN, url):
         raise ValueError  # pika would take one part of it for another
     try:
         return Parameters(url)
@@ -202,8 +204,8 @@ def reason(error):
     """Return what to print of an error: advice, or its own words."""
     if isinstance(error, NotConnected):
         return str(error)
-    for sign, advice in ADVICE.items():
-        if re.search(sign, repr(error)):
+    for pattern, advice in ADVICE.items():
+        if re.search(pattern, repr(error)):
             return advice
     return escaped(repr(error))
 

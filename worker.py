@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Do the tasks of the durable RabbitMQ queue "task_queue", one at a time, a second for each dot.
 
-Ctrl+C ends it at once; SIGTERM, when the task in hand is done.
+Ctrl+C ends it at once; SIGTERM, when the task in hand is done; a second one, at once.
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
+Exit status: 0 after a signal, 1 if AMQP_URL cannot be used, 2 for an argument.
 """
 
 import os
@@ -35,9 +36,9 @@ if get_start_method(allow_none=True) is None:
 def work(body):
     """Do one task, `body` (bytes); put your own work here.
 
-    The task is done when this returns, and is delivered again, before all others, if it raises. It
-    may also be delivered again if the connection is lost, or after RabbitMQ's consumer_timeout
-    (half an hour). All tasks are done in one thread, which is not the main one.
+    The task is done when this returns. If it raises, the task is delivered again, before others,
+    until it is done. It may also come again if the connection is lost, or after RabbitMQ's
+    consumer_timeout (half an hour). All tasks are done in one thread, which is not the main one.
     """
     if b"." in body:  # else sleep(0) would cost a quarter of the speed
         time.sleep(body.count(b"."))
@@ -62,15 +63,15 @@ def consume(connection, executor):
         print(f" [x] Received {printable(body)}")
         future = executor.submit(attempt, body)
         while ch.is_open and not has_ended(future, within=0.5):
-            # Keep heartbeats going. In a callback, pika calls no other one and no timer, so that
-            # SIGTERM does not cut off the task. If the connection is lost, this raises.
+            # Keep heartbeats going. Within a callback, pika calls no other and no timer, so SIGTERM
+            # does not cut off the task. If the connection is lost, this raises.
             connection.process_data_events()
         if not ch.is_open:
             return  # RabbitMQ closed the channel alone, and start_consuming() raises why
         if future.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
-        else:  # requeue it in a second, as RabbitMQ delivers it again at once; none comes before
+        else:  # hold it for a second, idle, since RabbitMQ delivers it again at once
             connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)
@@ -125,16 +126,16 @@ def main():
     executor = futures.ThreadPoolExecutor(1, initializer=inherit, initargs=(copy_context(),))
     pause = 1
     for place, url in cycle(brokers()):
-        connected = None
+        connected_at = None
         try:
             with connect(url) as connection:
-                connected = time.monotonic()
+                connected_at = time.monotonic()
                 consume(connection, executor)
         except pika.exceptions.AMQPError as error:
             plan = "" if stopping else "; trying again"
             print(f"{SCRIPT}: cannot consume from {place}: {reason(error)}{plan}", file=sys.stderr)
-        if connected and time.monotonic() - connected > 1:  # not if it is dropped at once
-            pause = 1
+        if connected_at and time.monotonic() - connected_at > 1:
+            pause = 1  # it was of use; one that is dropped at once is not
         wait_or_exit(random.uniform(1, 1.5) * pause, executor)
         pause = min(2 * pause, 20)
 
@@ -174,7 +175,10 @@ def has_ended(future, within):
 
 
 def wait_or_exit(seconds, executor):
-    """Wait `seconds`, and for work that has lost its connection; after SIGTERM, for work alone."""
+    """Wait `seconds`, and until work that has lost its connection has ended.
+
+    After SIGTERM, wait for the work alone, and exit.
+    """
     until = time.monotonic() + seconds
     work_ended = executor.submit(lambda: None)  # its turn comes after that work
     if not has_ended(work_ended, within=1):
@@ -203,7 +207,7 @@ class Parameters(pika.URLParameters):
 
 # The URLs that are taken. Pika would misread others, such as those with a / ? or # in a password,
 # which is written as %2F %3F %23.
-URL = (
+URL_PATTERN = (
     r"amqps?://"
     r"([^/?#]*@)?"  # user:password@
     r"[^/?#@,]*"  # host:port
@@ -248,7 +252,7 @@ def brokers():
 
 def parameters_of(url):
     """Return Parameters, or raise NotConnected for a file it cannot read, else ValueError."""
-    if not re.fullmatch(URL, url):
+    if not re.fullmatch(URL_PATTERN, url):
         raise ValueError  # pika would take one part of it for another
     try:
         return Parameters(url)
@@ -268,8 +272,8 @@ def reason(error):
     """Return what to print of an error: advice, or its own words."""
     if isinstance(error, NotConnected):
         return str(error)
-    for sign, advice in ADVICE.items():
-        if re.search(sign, repr(error)):
+    for pattern, advice in ADVICE.items():
+        if re.search(pattern, repr(error)):
             return advice
     return escaped(repr(error))
 
