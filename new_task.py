@@ -4,8 +4,8 @@
 Usage: python new_task.py First message.   sends the words as one task ("Hello World!" if none)
        python new_task.py -                sends each line of standard input that is not blank
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
-Exit status: 0 if every task is confirmed and shown, 130 after Ctrl+C, otherwise not 0. Then one
-more task than it says may have arrived.
+Exit status: 0 if every task is confirmed and shown, 130 after Ctrl+C, otherwise not 0. If not 0,
+one task more than the number printed may have arrived.
 Help: --help, -h.
 """
 
@@ -38,7 +38,7 @@ def send(url):
 
     message = " ".join(sys.argv[1:]) or "Hello World!"
     if message == "-":
-        messages = stdin_lines(connection)
+        messages = stdin_lines(connection)  # which keeps the connection alive between lines
     else:
         messages = [os.fsencode(message)]  # the bytes that were typed, UTF-8 or not
     for message in messages:  # in bytes
@@ -47,7 +47,7 @@ def send(url):
             routing_key="task_queue",
             body=message,
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-            mandatory=True,  # else RabbitMQ confirms a task, and drops it, if there is no queue
+            mandatory=True,  # else RabbitMQ confirms a task, and drops it, if the queue is gone
         )
         confirmed += 1
         print(f" [x] Sent {printable(message)}")
@@ -110,13 +110,14 @@ def stdin_chunks(connection):
 def read_stdin(chunks):
     """Put what standard input gives into `chunks`, then b""; if it raises, the exception."""
     try:
-        chunk = None
-        while chunk != b"":
-            chunk = sys.stdin.buffer.raw.read(1 << 18)  # raw: what is there now
+        while True:
+            chunk = sys.stdin.buffer.raw.read(1 << 18)  # raw: returns what is there
             if chunk is None:  # nothing yet: another program has made it non-blocking
                 time.sleep(0.1)
-            else:
-                chunks.put(chunk)
+                continue
+            chunks.put(chunk)
+            if not chunk:
+                return
     except BaseException as error:
         chunks.put(error)
 
@@ -131,7 +132,7 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 class Parameters(pika.URLParameters):
     """pika's parameters with these defaults, which a URL may override, as with ?heartbeat=30."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker within 2 * (this + 5)
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker within 26
     DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
@@ -151,7 +152,7 @@ URL_PATTERN = (
 # none is found, the error speaks for itself.
 ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': as host..name
+    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': host..name
     "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
     # But where SSL has failed, its own words say more.
     "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",
@@ -183,7 +184,7 @@ def brokers():
 
 
 def parameters_of(url):
-    """Return Parameters, or raise NotConnected for a file it cannot read, else ValueError."""
+    """Return Parameters; raise NotConnected for a certificate's file, ValueError for the URL."""
     if not re.fullmatch(URL_PATTERN, url):
         raise ValueError  # pika would take one part of it for another
     try:
@@ -195,7 +196,7 @@ def parameters_of(url):
 def connect(url):
     """Return a new connection, or raise NotConnected; what fails later is another AMQPError."""
     try:
-        return pika.BlockingConnection(parameters_of(url))  # anew, as certificates change
+        return pika.BlockingConnection(parameters_of(url))  # anew: files may be renewed
     except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
         raise NotConnected(reason(error)) from error
 
@@ -220,7 +221,7 @@ def set_up_output():
 
 def printable(body):
     """Return the beginning of `body` (bytes) as text that is safe to print."""
-    beginning = body[:4000]  # at least 1,000 characters; all may take 50 times the memory
+    beginning = body[:4000]  # since to escape a huge body takes 50 times its memory
     return escaped(beginning.decode(errors="backslashreplace"))
 
 

@@ -62,16 +62,16 @@ def consume(connection, executor):
             sys.exit()
         print(f" [x] Received {printable(body)}")
         future = executor.submit(attempt, body)
-        while ch.is_open and not has_ended(future, within=0.5):
-            # Keep heartbeats going. Within a callback, pika calls no other and no timer, so SIGTERM
-            # does not cut off the task. If the connection is lost, this raises.
+        while ch.is_open and not ends_within(future, seconds=0.5):
+            # Keep heartbeats going. Within a callback, pika calls no other and no timer, so that
+            # watch_for_sigterm() does not exit in mid-task. If the connection is lost, this raises.
             connection.process_data_events()
         if not ch.is_open:
             return  # RabbitMQ closed the channel alone, and start_consuming() raises why
         if future.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
-        else:  # hold it for a second, idle, since RabbitMQ delivers it again at once
+        else:  # requeue it, but in a second, since RabbitMQ delivers it again at once
             connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)
@@ -135,13 +135,13 @@ def main():
             plan = "" if stopping else "; trying again"
             print(f"{SCRIPT}: cannot consume from {place}: {reason(error)}{plan}", file=sys.stderr)
         if connected_at and time.monotonic() - connected_at > 1:
-            pause = 1  # it was of use; one that is dropped at once is not
-        wait_or_exit(random.uniform(1, 1.5) * pause, executor)
+            pause = 1  # the connection was of use, and not dropped at once
+        wait_or_exit(random.uniform(1, 1.5) * pause, executor)  # lest all workers come at once
         pause = min(2 * pause, 20)
 
 
 def inherit(context):
-    """Set the context variables of main() (decimal's precision is one) in work()'s new thread."""
+    """Give work()'s new thread the context variables of main()'s, such as decimal's precision."""
     for variable, value in context.items():
         variable.set(value)
 
@@ -159,16 +159,16 @@ def exit_after_the_task(signum, frame):
 
 
 def watch_for_sigterm(connection):
-    """Exit if SIGTERM has come, else look again in 0.2 s: start_consuming() does not."""
+    """Exit if SIGTERM has come, else look again in 0.2 s: no signal ends start_consuming()."""
     if stopping:
         sys.exit()
     connection.call_later(0.2, lambda: watch_for_sigterm(connection))
 
 
-def has_ended(future, within):
-    """Return whether `future` ends within so many seconds."""
+def ends_within(future, seconds):
+    """Wait until `future` has ended, but no longer than `seconds`; return whether it has."""
     try:
-        future.exception(timeout=within)  # futures.wait() would be slower by a third
+        future.exception(timeout=seconds)  # futures.wait() would be slower by a third
     except futures.TimeoutError:  # which is not the builtin one before Python 3.11
         pass
     return future.done()
@@ -181,7 +181,7 @@ def wait_or_exit(seconds, executor):
     """
     until = time.monotonic() + seconds
     work_ended = executor.submit(lambda: None)  # its turn comes after that work
-    if not has_ended(work_ended, within=1):
+    if not ends_within(work_ended, seconds=1):
         print(f"{SCRIPT}: waiting for the work in hand", file=sys.stderr)
     while not work_ended.done() or (time.monotonic() < until and not stopping):
         time.sleep(0.1)  # in slices, since a signal ends no sleep
@@ -199,7 +199,7 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 class Parameters(pika.URLParameters):
     """pika's parameters with these defaults, which a URL may override, as with ?heartbeat=30."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker within 2 * (this + 5)
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker within 26
     DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
@@ -219,7 +219,7 @@ URL_PATTERN = (
 # none is found, the error speaks for itself.
 ADVICE = {
     "ConnectionRefused": "nothing listens there; start RabbitMQ",
-    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': as host..name
+    "gaierror|'idna'": "unknown host, or no name server answers",  # 'idna': host..name
     "StackTimeout|attempt timed": "no AMQP answer; is RabbitMQ booting or frozen?",
     # But where SSL has failed, its own words say more.
     "Incompatible(?!.*SSL)": "no AMQP answer; wrong port, or is RabbitMQ booting?",
@@ -251,7 +251,7 @@ def brokers():
 
 
 def parameters_of(url):
-    """Return Parameters, or raise NotConnected for a file it cannot read, else ValueError."""
+    """Return Parameters; raise NotConnected for a certificate's file, ValueError for the URL."""
     if not re.fullmatch(URL_PATTERN, url):
         raise ValueError  # pika would take one part of it for another
     try:
@@ -263,7 +263,7 @@ def parameters_of(url):
 def connect(url):
     """Return a new connection, or raise NotConnected; what fails later is another AMQPError."""
     try:
-        return pika.BlockingConnection(parameters_of(url))  # anew, as certificates change
+        return pika.BlockingConnection(parameters_of(url))  # anew: files may be renewed
     except Exception as error:  # such as gaierror, SSLError or a timeout of pika's own
         raise NotConnected(reason(error)) from error
 
@@ -288,7 +288,7 @@ def set_up_output():
 
 def printable(body):
     """Return the beginning of `body` (bytes) as text that is safe to print."""
-    beginning = body[:4000]  # at least 1,000 characters; all may take 50 times the memory
+    beginning = body[:4000]  # since to escape a huge body takes 50 times its memory
     return escaped(beginning.decode(errors="backslashreplace"))
 
 
