@@ -1,74 +1,124 @@
 """What Docker makes of docker-compose.yml. (Not collected where the broker is the local one.)"""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pika
+import pytest
 
 from tests.harness import reaper
 from tests.harness.brokers import ROOT, docker
-from tests.harness.readmes import commands
+from tests.harness.readmes import block, blocks, commands, steps
 from tests.harness.scripts import received_line
 from tests.harness.waiting import wait_until
 
 README = (ROOT / "README.md").read_text()
+UP, DOWN, COUNT, RESTART = (
+    "up --detach --wait",
+    "down",
+    "exec rabbitmq rabbitmqctl --quiet list_queues name messages_ready messages_unacknowledged",
+    "restart --timeout 60",
+)
 
 
 def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
     running_broker, queue, new_task, worker
 ):
     """`up --wait` returns when RabbitMQ takes connections: the scripts can run at once."""
-    up, down, count, restart, delete = (
-        line.split()[2:] for line in commands("README.md", "docker compose ")
-    )
+
+    def compose(words):
+        assert f"docker compose {words}" in commands("README.md", "docker compose "), words
+        return running_broker.compose(*words.split())
+
     new_task("Restarted")
-    running_broker.compose(*restart)
+    compose(RESTART)
     console = worker(waiting=False)  # Docker's proxy takes connections long before RabbitMQ does
     console.wait_for_line(received_line("Restarted"), timeout=150)
     queue.wait_for_counts(0, 0)
-    assert running_broker.compose(*count) == README.split(" ".join(count) + "\n")[1].split("```")[0]
+    assert f"$ docker compose {COUNT}\n{compose(COUNT)}" == block("console", COUNT)
     console.kill()
     new_task("Outlives.")
-    running_broker.compose(*down)
-    running_broker.compose(*up)
+    compose(DOWN)
+    compose(UP)
     new_task("At once.")
-    wait_until(lambda: "task_queue\t2\t0\n" in running_broker.compose(*count), "it counts both")
-    running_broker.compose(*delete)
-    assert "task_queue" not in running_broker.compose(*count)
+    wait_until(lambda: "task_queue\t2\t0\n" in compose(COUNT), "it counts both")
+    queue.delete()
     assert volumes(running_broker)
-    running_broker.compose(*down, "--volumes")
+    compose(f"{DOWN} --volumes")
     assert not volumes(running_broker)
 
 
-def test_a_worker_in_a_container_gets_sigterm_and_ends_when_its_task_is_done(broker, queue):
-    """As the README starts it, but for the script and pika, which are mounted."""
-    [command] = re.findall(r"^CMD (\[.*\])$", README, re.MULTILINE)
-    [url] = re.findall(r"`AMQP_URL=(amqp:\S+@rabbitmq)`", README)
+def test_it_starts_on_the_ports_of_the_readme():
+    (start, _), (url, _) = steps(block("console", "RABBITMQ_PORT="))
+    *variables, docker_, compose, up, detach, wait = start.split()
+    assert [docker_, compose, up, detach, wait] == ["docker", "compose", *UP.split()]
+    env = {**os.environ, **dict(variable.split("=") for variable in variables)}
+    config = json.loads(docker("compose", "config", "--format", "json", env=env))
+    published = {port["published"] for port in config["services"]["rabbitmq"]["ports"]}
+    assert published == {variable.split("=")[1] for variable in variables}
+    assert url == f"export AMQP_URL=amqp://localhost:{env['RABBITMQ_PORT']}"
+
+
+@pytest.fixture
+def worker_image(broker, tmp_path):
+    """The image of the README's Dockerfile, but for what needs a network: its base, and pip."""
+    [dockerfile] = blocks("README.md", "dockerfile")
     [container] = broker.compose("ps", "--quiet").split()
-    network = json.loads(docker("inspect", container))[0]["NetworkSettings"]["Networks"]
-    image = json.loads(docker("inspect", container))[0]["Config"]["Image"]
+    base = json.loads(docker("inspect", container))[0]["Config"]["Image"]
+    for old, new in {
+        "FROM python:3.14-slim\n": f"FROM {base}\nUSER root\n"
+        'ENTRYPOINT []\nRUN ln -s "$(command -v python3)" /usr/local/bin/python\n',
+        "RUN pip install --no-cache-dir -r /worker/requirements.txt\n": "COPY pika /worker/pika/\n",
+    }.items():
+        assert old in dockerfile
+        dockerfile = dockerfile.replace(old, new)
+    (tmp_path / "Dockerfile").write_text(dockerfile)
+    for name in ("worker.py", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(Path(pika.__file__).parent, tmp_path / "pika")
     name = f"{broker.project}-worker"
-    program, *words = json.loads(command)
-    pika_there = Path(pika.__file__).parent
-    options = ["--detach", "--name", name, "--network", *network, "--env", f"AMQP_URL={url}"]
-    options += ["--env", "PYTHONPATH=/packages", "--workdir", "/scripts", "--entrypoint", "python3"]
-    options += ["--volume", f"{ROOT / 'worker.py'}:/scripts/worker.py:ro"]
-    options += ["--volume", f"{pika_there}:/packages/pika:ro"]
-    assert program == "python"
-    duty = reaper.at_exit("docker", "rm", "--force", name)
+    duty = reaper.at_exit("docker", "rmi", "--force", name)
+    docker("build", "--quiet", "--tag", name, str(tmp_path))
+    yield name
+    docker("rmi", "--force", name)
+    reaper.forget(duty)
+
+
+def test_a_worker_in_a_container_gets_sigterm_and_ends_when_its_task_is_done(
+    broker, queue, worker_image, tmp_path
+):
+    """As the README's service beside that of docker-compose.yml, and where the work may write."""
+    [service] = blocks("README.md", "yaml")
+    assert "    build: .\n" in service
+    file, project = tmp_path / "worker.yml", broker.project
+    file.write_text(service.replace("build: .", f"image: {worker_image}"))
+    both = ["compose", "--project-directory", str(ROOT), "--file", str(ROOT / broker.file)]
+    both += ["--file", str(file), "--project-name", project]
+
+    def compose(*words):
+        return docker(*both, *words, env=broker.env)
+
+    def log():
+        shown = compose("logs", "--no-color", "--no-log-prefix", "worker")
+        return shown.replace("\x1b[2K", "")  # compose's, before each line
+
     try:
-        docker("run", *options, image, *words)
-        wait_until(lambda: "Waiting" in docker("logs", name), "it waits for messages")
+        compose("up", "--detach", "--no-deps", "worker")
+        wait_until(lambda: "Waiting" in log(), "it waits for messages")
+        compose("exec", "-T", "worker", "touch", "written")
         queue.publish(b"task...")
-        wait_until(lambda: "Received" in docker("logs", name), "it has the task")
-        docker("stop", "--time", "60", name)
-        assert docker("logs", name).endswith(" [x] Received task...\n [x] Done\n")
-        assert json.loads(docker("inspect", name))[0]["State"]["ExitCode"] == 0
+        wait_until(lambda: "Received" in log(), "it has the task")
+        [container] = compose("ps", "--quiet", "worker").split()
+        compose("stop", "worker")
+        assert log().endswith(" [x] Received task...\n [x] Done\n")
+        assert json.loads(docker("inspect", container))[0]["State"]["ExitCode"] == 0
         wait_until(lambda: queue.ready() == 0, "nothing is left")
     finally:
-        docker("rm", "--force", name)
-        reaper.forget(duty)
+        compose("rm", "--force", "--stop", "worker")
+        docker("volume", "rm", "--force", f"{project}_work")
 
 
 def volumes(broker):

@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from tests.harness.brokers import free_ports
+from tests.harness.readmes import block
 from tests.harness.scripts import BOTH, NEW_TASK, RECEIVED, SECRET, WAITING, told
 from tests.harness.waiting import wait_until
 
@@ -115,6 +116,24 @@ def test_a_wrong_certificate_is_refused(start, program, listeners, authority_fil
     place = listeners[wrong]
     url = f"amqps://guest:{SECRET}@{place}/%2F"
     told(start(program, url=url, env={"SSL_CERT_FILE": str(authority_file)}), why, place)
+
+
+def test_a_certificate_of_the_clients_is_named_as_in_the_readme(
+    new_task, listeners, host, authority, authority_file, tmp_path
+):
+    client = authority.issue_cert("client.example")
+    client.cert_chain_pems[0].write_to_path(tmp_path / "client.pem")
+    client.private_key_pem.write_to_path(tmp_path / "client.key")
+    url = block("text", "ssl_options").strip()
+    for old, new in {
+        "user:password@rabbitmq.example": "guest:guest@" + listeners["the client's"],
+        "rabbitmq.example": host,
+        "/etc/ca.pem": str(authority_file),
+        "/etc/client": str(tmp_path / "client"),
+    }.items():
+        assert old in url
+        url = url.replace(old, new)
+    new_task("task", url=url)
 
 
 @BOTH

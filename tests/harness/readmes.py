@@ -1,8 +1,27 @@
-"""The commands in the READMEs, for the tests that run them."""
+"""What stands in the READMEs, for the tests that run it and compare it."""
 
 import re
 
 from tests.harness.consoles import ROOT
+
+
+def blocks(name, language):
+    """Return the blocks of code of a README in `language`, as their texts."""
+    text = (ROOT / name).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def block(language, text):
+    """Return the one block of README.md in `language` in which `text` stands."""
+    found = [one for one in blocks("README.md", language) if text in one]
+    assert len(found) == 1, f"README.md has {len(found)} blocks of {language} with {text!r}"
+    return found[0]
+
+
+def steps(console):
+    """Return (command, the lines that it prints) for each command of a block of a console."""
+    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", console, re.MULTILINE)
+    return [(command, shown.splitlines()) for command, shown in commands]
 
 
 def commands(name, start):

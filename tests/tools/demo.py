@@ -1,11 +1,14 @@
 """Play the tutorial in four chapters, and show as it happens what its consoles show."""
 
+import argparse
+import io
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console as Terminal
+from rich.table import Table
 
 from tests.harness import brokers
 from tests.harness.consoles import ROOT, Console
@@ -16,8 +19,50 @@ terminal = Terminal(highlight=False, markup=False, soft_wrap=True)  # plain wher
 COLOURS = {"console 1": "cyan", "console 2": "magenta", "console 3": "green"}
 
 
+# As rich's own format, but for a font from the network.
+SVG = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: monospace; font-size: {char_height}px; white-space: pre }}
+.{unique_id}-title {{ font-family: sans-serif; font-size: 18px }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
 def tell(title, text):
     terminal.print(f"{title} | {text}", style=COLOURS.get(title))
+
+
+def draw(path, *consoles):
+    """Write a picture of what consoles have shown, one beside the other, line below line.
+
+    A console is its title and its lines: (seconds, text).
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    lines = []
+    for number, (title, shown) in enumerate(consoles):
+        table.add_column(title, no_wrap=True)
+        lines += [(at, number, text) for at, text in shown]
+    for _, number, text in sorted(lines):
+        table.add_row(*[""] * number, text)
+    picture = Terminal(record=True, width=130, file=io.StringIO(), highlight=False, markup=False)
+    picture.print(table)
+    what = "A worker is killed in the middle of a task, and another does it"
+    picture.save_svg(path, title=what, code_format=SVG, unique_id="demo")
 
 
 class Stage:
@@ -28,6 +73,7 @@ class Stage:
         self.consoles = {}  # each console's title
         self.shown = {}  # how many of its lines
         self.workers = []  # those of the consoles 1 and 2
+        self.picture = []  # what to draw of the second chapter
 
     def open(self, title, *argv):
         tell(title, f"$ python {' '.join(argv)}")
@@ -116,12 +162,27 @@ def acknowledgment(stage):
     tell(stage.consoles[killed], "$ kill -9")
     killed.signal(signal.SIGKILL)
     began = time.monotonic()
+    sent = next(one for one in stage.consoles if task in one.name)
     other = stage.workers[1 - number]
     stage.show_until(lambda: task in received(other), "the other worker has it")
     moved = time.monotonic() - began
     stage.show_until(lambda: task in done(other), "the other worker has done it")
+    stage.picture = [
+        ("one worker", [*shown(killed, task), (began, "$ kill -9")]),
+        ("another worker", shown(other, task)),
+        ("producer", shown(sent, task)),
+    ]
     stage.workers[number] = stage.start_worker(number + 1)
     return f"the other had it after {moved:.1f} s, and did it"
+
+
+def shown(console, task):
+    """Return how a console began, and what it showed of `task`: (seconds, text)."""
+    lines = [line for line in list(console.lines) if "*" in line.text or task in line.text]
+    if task in done(console):
+        lines.append(console.lines[-1])
+    command = (console.started, f"$ python {console.name.removeprefix(f'{ROOT}/')}")
+    return [command, *((line.at, line.text) for line in lines)]
 
 
 def durability(stage):
@@ -168,6 +229,9 @@ def play(stage):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--svg", metavar="FILE", help="draw the second chapter")
+    path = parser.parse_args().svg
     kind = brokers.choose()
     terminal.print(f"Starting RabbitMQ ({kind.__name__}); the first time takes longer ...")
     started = time.monotonic()
@@ -178,6 +242,8 @@ def main():
         ready = time.monotonic() - started
         terminal.print(f"... which took {ready:.0f} s. It listens on port {broker.port}.")
         lines = play(stage)
+        if path:
+            draw(path, *stage.picture)
     except AssertionError as error:
         stage.show()
         terminal.print(f"\nNot seen: {error}", style="bold red")
