@@ -5,7 +5,7 @@ Usage: python new_task.py First message.   sends the words as one task ("Hello W
        python new_task.py -                sends each line of standard input that is not blank
 AMQP_URL=amqp[s]://user:password@host:port/vhost[,...] names RabbitMQ; unset, it is on localhost.
 Exit status: 0 if every task is confirmed and shown, 130 after Ctrl+C, otherwise not 0. If not 0,
-one task more than the number printed may have arrived.
+one task more than the "tasks confirmed" may have arrived.
 Help: --help, -h.
 """
 
@@ -132,14 +132,14 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 class Parameters(pika.URLParameters):
     """pika's parameters with these defaults, which a URL may override, as with ?heartbeat=30."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker within 26
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker after at most 26
     DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
-# The URLs that are taken. Pika would misread others, such as those with a / ? or # in a password,
-# which is written as %2F %3F %23.
+# The URLs that are accepted. Pika would misread others, such as those with / ? or # in a password,
+# which are written as %2F %3F %23.
 URL_PATTERN = (
     r"amqps?://"
     r"([^/?#]*@)?"  # user:password@
@@ -184,7 +184,7 @@ def brokers():
 
 
 def parameters_of(url):
-    """Return Parameters; raise NotConnected for a certificate's file, ValueError for the URL."""
+    """Return Parameters; raise NotConnected if a certificate cannot be read, else ValueError."""
     if not re.fullmatch(URL_PATTERN, url):
         raise ValueError  # pika would take one part of it for another
     try:
@@ -204,7 +204,7 @@ def connect(url):
 def reason(error):
     """Return what to print of an error: advice, or its own words."""
     if isinstance(error, NotConnected):
-        return str(error)
+        return str(error)  # connect() has put the reason in
     for pattern, advice in ADVICE.items():
         if re.search(pattern, repr(error)):
             return advice

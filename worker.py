@@ -27,8 +27,8 @@ SCRIPT = "worker.py"
 
 stopping = False  # True once SIGTERM has come
 
-# If work() starts processes: a forked one would have the connection, too, and RabbitMQ would take a
-# dead worker for a living one. (A method that was set before stays.)
+# If work() starts processes: a forked one would inherit the connection, and hold it open after the
+# worker's death, so that its task would not go to another. (A method that was set before stays.)
 if get_start_method(allow_none=True) is None:
     set_start_method("spawn")
 
@@ -40,7 +40,7 @@ def work(body):
     until it is done. It may also come again if the connection is lost, or after RabbitMQ's
     consumer_timeout (half an hour). All tasks are done in one thread, which is not the main one.
     """
-    if b"." in body:  # else sleep(0) would cost a quarter of the speed
+    if b"." in body:  # else sleep(0) would slow down tasks without dots
         time.sleep(body.count(b"."))
 
 
@@ -63,15 +63,16 @@ def consume(connection, executor):
         print(f" [x] Received {printable(body)}")
         future = executor.submit(attempt, body)
         while ch.is_open and not ends_within(future, seconds=0.5):
-            # Keep heartbeats going. Within a callback, pika calls no other and no timer, so that
-            # watch_for_sigterm() does not exit in mid-task. If the connection is lost, this raises.
+            # Send heartbeats, or RabbitMQ drops the connection. Until this callback returns, pika
+            # calls no other and no timer, so that watch_for_sigterm() does not exit in mid-task. If
+            # the connection is lost, this raises.
             connection.process_data_events()
         if not ch.is_open:
             return  # RabbitMQ closed the channel alone, and start_consuming() raises why
         if future.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
-        else:  # requeue it, but in a second, since RabbitMQ delivers it again at once
+        else:  # give it back in a second; RabbitMQ would deliver it again at once
             connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)
@@ -122,7 +123,8 @@ def main():
     signal.signal(signal.SIGINT, exit_at_once)
     signal.signal(signal.SIGTERM, exit_after_the_task)
     # The work has a thread of its own, so that heartbeats go on meanwhile, and the same one for all
-    # connections, so that what belongs to a thread, such as a SQLite connection, can be kept.
+    # connections, so that what belongs to a thread, such as a SQLite connection, can be kept. It
+    # has the context variables that the top of this file has set.
     executor = futures.ThreadPoolExecutor(1, initializer=inherit, initargs=(copy_context(),))
     pause = 1
     for place, url in cycle(brokers()):
@@ -159,7 +161,7 @@ def exit_after_the_task(signum, frame):
 
 
 def watch_for_sigterm(connection):
-    """Exit if SIGTERM has come, else look again in 0.2 s: no signal ends start_consuming()."""
+    """Exit if SIGTERM has come, else look again in 0.2 s, since its handler ends nothing."""
     if stopping:
         sys.exit()
     connection.call_later(0.2, lambda: watch_for_sigterm(connection))
@@ -199,14 +201,14 @@ class NotConnected(pika.exceptions.AMQPConnectionError):
 class Parameters(pika.URLParameters):
     """pika's parameters with these defaults, which a URL may override, as with ?heartbeat=30."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker within 26
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika gives up a silent broker after at most 26
     DEFAULT_STACK_TIMEOUT = 10  # seconds to connect to one address; localhost may have two
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
-# The URLs that are taken. Pika would misread others, such as those with a / ? or # in a password,
-# which is written as %2F %3F %23.
+# The URLs that are accepted. Pika would misread others, such as those with / ? or # in a password,
+# which are written as %2F %3F %23.
 URL_PATTERN = (
     r"amqps?://"
     r"([^/?#]*@)?"  # user:password@
@@ -251,7 +253,7 @@ def brokers():
 
 
 def parameters_of(url):
-    """Return Parameters; raise NotConnected for a certificate's file, ValueError for the URL."""
+    """Return Parameters; raise NotConnected if a certificate cannot be read, else ValueError."""
     if not re.fullmatch(URL_PATTERN, url):
         raise ValueError  # pika would take one part of it for another
     try:
@@ -271,7 +273,7 @@ def connect(url):
 def reason(error):
     """Return what to print of an error: advice, or its own words."""
     if isinstance(error, NotConnected):
-        return str(error)
+        return str(error)  # connect() has put the reason in
     for pattern, advice in ADVICE.items():
         if re.search(pattern, repr(error)):
             return advice
