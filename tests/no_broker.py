@@ -1,6 +1,6 @@
-"""Run both scripts where nothing listens, on any system: python .ci/no_broker.py
+"""Run both scripts where nothing listens, on any system: python tests/no_broker.py
 
-It needs pika alone. The tests do the same and much more, on Linux.
+It needs pika alone, and so runs on macOS and Windows, where the other tests do not.
 """
 
 import os

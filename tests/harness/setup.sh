@@ -46,6 +46,7 @@ make_venv .venv requirements.txt tests/requirements.txt
 if can_install && ! command -v rabbitmq-server >/dev/null; then
     if [ "${TEST_BROKER:-}" = local ] ||
         { [ -z "${TEST_BROKER:-}" ] && ! (docker version && docker compose version) >/dev/null 2>&1; }; then
+        echo "$0: there is no RabbitMQ and no Docker; TEST_BROKER=docker prevents what follows" >&2
         install rabbitmq-server
     fi
 fi
