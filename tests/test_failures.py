@@ -339,7 +339,7 @@ def test_a_task_larger_than_the_broker_takes(start, broker, queue, tmp_path):
     with size_limit(broker, 100_000), (tmp_path / "tasks").open("rb") as stdin:
         several, one = start(NEW_TASK, "-", stdin=stdin), start(NEW_TASK, "x" * 110_000)
         place = f"127.0.0.1:{broker.port}"
-        assert confirmed(told(several, "larger than", place).text) == 1
+        assert confirmed(told(several, "larger than configured max size", place).text) == 1
         told(one, "larger than", place)
     assert (several.out, one.out) == ([" [x] Sent small"], [])
     assert queue.ready() == 1

@@ -59,8 +59,8 @@ def draw(path, *consoles):
         lines += [(at, number, text) for at, text in shown]
     for _, number, text in sorted(lines):
         table.add_row(*[""] * number, text)
-    picture = Terminal(record=True, width=130, file=io.StringIO(), highlight=False, markup=False)
-    picture.print(table)
+    picture = Terminal(record=True, width=142, file=io.StringIO(), highlight=False, markup=False)
+    picture.print(table, "")  # rich would define no clip path for the last line
     what = "A worker is killed in the middle of a task, and another does it"
     picture.save_svg(path, title=what, code_format=SVG, unique_id="demo")
 
@@ -168,7 +168,7 @@ def acknowledgment(stage):
     moved = time.monotonic() - began
     stage.show_until(lambda: task in done(other), "the other worker has done it")
     stage.picture = [
-        ("one worker", [*shown(killed, task), (began, "$ kill -9")]),
+        ("one worker", [*shown(killed, task), (began, "Killed")]),
         ("another worker", shown(other, task)),
         ("producer", shown(sent, task)),
     ]
