@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from pathlib import Path
 
 import pika
@@ -79,7 +80,7 @@ def worker_image(broker, tmp_path):
     for name in ("worker.py", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(Path(pika.__file__).parent, tmp_path / "pika")
-    name = f"{broker.project}-worker"
+    name = f"work-queue-worker-{uuid.uuid4().hex}"
     duty = reaper.at_exit("docker", "rmi", "--force", name)
     docker("build", "--quiet", "--tag", name, str(tmp_path))
     yield name
@@ -106,16 +107,25 @@ def test_a_worker_in_a_container_gets_sigterm_and_ends_when_its_task_is_done(
         return shown.replace("\x1b[2K", "")  # compose's, before each line
 
     try:
+        given = "".join(commands("README.md", "docker compose "))
+        for words in ("up --detach --scale worker=2", "logs --since 1h worker"):
+            assert f"docker compose {words}" in given  # as below, but for the number and RabbitMQ
         compose("up", "--detach", "--no-deps", "worker")
         wait_until(lambda: "Waiting" in log(), "it waits for messages")
         compose("exec", "-T", "worker", "touch", "written")
         queue.publish(b"task...")
         wait_until(lambda: "Received" in log(), "it has the task")
         [container] = compose("ps", "--quiet", "worker").split()
+        for words in ("stop worker", "start worker", "restart --timeout 0 worker"):
+            assert f"docker compose {words}" in given
         compose("stop", "worker")
         assert log().endswith(" [x] Received task...\n [x] Done\n")
         assert json.loads(docker("inspect", container))[0]["State"]["ExitCode"] == 0
         wait_until(lambda: queue.ready() == 0, "nothing is left")
+        compose("start", "worker")
+        wait_until(lambda: queue.consumers() == 1, "it consumes again")
+        compose("restart", "--timeout", "0", "worker")
+        wait_until(lambda: log().count("Waiting") == 3, "it was killed and runs again")
     finally:
         compose("rm", "--force", "--stop", "worker")
         docker("volume", "rm", "--force", f"{project}_work")

@@ -143,9 +143,11 @@ def test_no_task_stops_the_work_of_the_readme(own_work, queue, tmp_path):
 
 def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue, worker):
     """Or raise what the README says."""
-    names = {}
-    exec(block("python", "def send"), names)
+    names, code = {}, block("python", "def send")
+    exec(code, names)
     send = names["send"]
+    given = pika.URLParameters(re.search(r'send\("(.+?)"', code)[1])
+    assert (given.heartbeat, given.blocked_connection_timeout) == (8, 20)
     send(broker.url(), b"from a program")
     body, properties = queue.take()
     assert (body, properties.delivery_mode) == (b"from a program", 2)
@@ -180,14 +182,13 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
 
 def test_the_permissions_are_enough(broker, queue, new_task, worker):
     lines = [command for command, _ in steps(block("console", "set_permissions"))]
-    users = [line.split()[2] for line in lines]
-    for user in users:
-        broker.ctl("add_user", user, "secret")
+    users = {line.split()[2] for line in lines}
+    assert users == {"worker", "producer"}
     try:
         for line in lines:
             broker.ctl(*(word.strip("'") for word in line.split()[1:]))
-        new_task("allowed", url=broker.url("producer:secret"))
-        console = worker(url=broker.url("worker:secret"))
+        new_task("allowed", url=broker.url("producer:PASSWORD"))
+        console = worker(url=broker.url("worker:PASSWORD"))
         console.wait_for_line(DONE)
         assert console.err == []
     finally:
@@ -236,8 +237,10 @@ NOWHERE = {
     "sudo systemctl restart rabbitmq-server",
     "sudo systemctl enable --now worker@1 worker@2",
     "sudo systemctl stop 'worker@*'",
+    "sudo systemctl start worker@1 worker@2",
     "sudo systemctl kill --signal KILL worker@1",
-    "journalctl --unit 'worker@*'",
+    "systemctl status 'worker@*'",
+    "journalctl --since -1h --unit 'worker@*'",
     "sudo useradd --system worker",
     "docker run -p 5672:5672",  # the tutorial's
     "docker run --env-file",  # a part of one
@@ -248,14 +251,14 @@ BY_CI = {"tests/demo", "tests/run"}
 def test_each_command_is_run_by_a_test_or_in_the_list_of_those_that_cannot_be():
     """By its first words, which is how the tests find them."""
     programs = (
-        r"(sudo|journalctl|brew|py|docker|cmd|tests/\w+|python3?|pip|rabbitmqctl|export|\."
+        r"(sudo|journalctl|systemctl|brew|py|docker|cmd|tests/\w+|python3?|pip|rabbitmqctl|export|\."
         r"|\w+_PORT=\S+) "
     )
     found = {command for command in commands("README.md", "") if re.match(programs, f"{command} ")}
     found = {one for one in found if " " in one or one in BY_CI}
     run_by_tests = (
         r"docker compose |python3 -m venv|\. \.venv/bin/activate|pip install -r|export AMQP_URL="
-        r"|python (worker|new_task)\.py|rabbitmqctl (set_permissions|--quiet list_queues)"
+        r"|python (worker|new_task)\.py|rabbitmqctl (add_user|set_permissions|--quiet list_queues)"
         r"|RABBITMQ_PORT="
     )
     left = {one for one in found - NOWHERE - BY_CI if not re.match(run_by_tests, one)}

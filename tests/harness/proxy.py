@@ -23,7 +23,7 @@ class Proxy:
         for event in self.open.values():
             event.set()
         self.pace = None  # bytes per second
-        self.fatal = None  # bytes: once they have passed, every connection is reset
+        self.fatal = None  # bytes: a connection ends when they have passed
         self.closing = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -55,7 +55,7 @@ class Proxy:
                 self.open[way].wait()
                 sink.sendall(data)
                 if self.fatal and self.fatal in data:
-                    self.reset()
+                    break
         except OSError:
             pass  # one end has reset the connection: so the other is told
         if source not in self.sockets:
