@@ -23,7 +23,7 @@ class Proxy:
         for event in self.open.values():
             event.set()
         self.pace = None  # bytes per second
-        self.fatal = None  # bytes: a connection ends when they have passed
+        self.fatal = None  # bytes: a fifth of a second after they have passed, a connection ends
         self.closing = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -55,6 +55,7 @@ class Proxy:
                 self.open[way].wait()
                 sink.sendall(data)
                 if self.fatal and self.fatal in data:
+                    self.closing.wait(0.2)  # else the client sees the end before it has read them
                     break
         except OSError:
             pass  # one end has reset the connection: so the other is told
