@@ -28,7 +28,7 @@ confirmed = 0  # tasks so far
 
 # The tutorial's listing, and what makes sure that each task arrives.
 def send(url):
-    """Send what the command line says; raise NotConnected, or another AMQPError after that."""
+    """Send what the command line says; raise NotConnected or, once connected, another AMQPError."""
     global confirmed
     connection = connect(url)  # a pika.BlockingConnection
     channel = connection.channel()

@@ -63,16 +63,15 @@ def consume(connection, executor):
         print(f" [x] Received {printable(body)}")
         future = executor.submit(attempt, body)
         while ch.is_open and not ends_within(future, seconds=0.5):
-            # Send heartbeats, or RabbitMQ drops the connection. Until this callback returns, pika
-            # calls no other and no timer, so that watch_for_sigterm() does not exit in mid-task. If
-            # the connection is lost, this raises.
+            # Send heartbeats, or RabbitMQ drops the connection; if it is lost, this raises. Until
+            # the callback returns, pika runs no call_later(), so that SIGTERM cuts off no task.
             connection.process_data_events()
         if not ch.is_open:
-            return  # RabbitMQ closed the channel alone, and start_consuming() raises why
+            return  # RabbitMQ closed only the channel, and start_consuming() raises why
         if future.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
-        else:  # give it back in a second; RabbitMQ would deliver it again at once
+        else:  # give it back in a second: RabbitMQ then delivers it again at once
             connection.call_later(1, lambda: ch.basic_nack(delivery_tag=method.delivery_tag))
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)

@@ -254,8 +254,8 @@ def test_pauses_grow_where_it_may_not_consume(worker, broker, queue):
 
 
 def test_pauses_grow_where_each_connection_is_dropped_at_once(worker, broker, queue):
-    """A moment after it consumes. A slow try may begin them anew, so one pause of four seconds will do:
-    without growth all are below two."""
+    """A moment after it consumes. A slow try may begin the pauses anew, so one of four seconds will
+    do: without growth, all are below two."""
     proxy = Proxy(broker.port)
     proxy.fatal = b"\0\x3c\0\x15"  # basic.consume-ok
     try:
