@@ -108,16 +108,18 @@ def test_a_worker_in_a_container_gets_sigterm_and_ends_when_its_task_is_done(
 
     try:
         given = "".join(commands("README.md", "docker compose "))
-        for words in ("up --detach --scale worker=2", "logs --tail 50 worker"):
-            assert f"docker compose {words}" in given  # as below, but for the number and RabbitMQ
+        # As below, but for the number, the build and the other service.
+        for words in ("--scale worker=2", "--build worker"):
+            assert f"docker compose up --detach {words}" in given
         compose("up", "--detach", "--no-deps", "worker")
         wait_until(lambda: "Waiting" in log(), "it waits for messages")
         compose("exec", "-T", "worker", "touch", "written")
         queue.publish(b"task...")
         wait_until(lambda: "Received" in log(), "it has the task")
         [container] = compose("ps", "--quiet", "worker").split()
-        for words in ("kill worker", "start worker"):
+        for words in ("kill worker", "start worker", "logs --timestamps --tail 50 worker"):
             assert f"docker compose {words}" in given
+        assert "Waiting" in compose("logs", "--timestamps", "--tail", "50", "worker")
         restart = commands("README.md", "docker restart ")[0].split()[1:-1]
         compose("stop", "worker")
         assert log().endswith(" [x] Received task...\n [x] Done\n")
