@@ -36,9 +36,9 @@ if get_start_method(allow_none=True) is None:
 def work(body):
     """Do one task, `body` (bytes); put your own work here.
 
-    The task is done when this returns. If it raises, the task is delivered again, before others,
-    until it is done. It may also come again if the connection is lost, or after RabbitMQ's
-    consumer_timeout (half an hour). All tasks are done in one thread, which is not the main one.
+    The task is done when this returns. If it raises, the task is delivered again, before others. It
+    may also come again if the connection is lost, or after RabbitMQ's consumer_timeout (half an
+    hour). All tasks are done in one thread, which is not the main one.
     """
     if b"." in body:  # else sleep(0) would slow down tasks without dots
         time.sleep(body.count(b"."))
