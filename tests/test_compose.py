@@ -1,7 +1,6 @@
 """What Docker makes of docker-compose.yml. (Not collected where the broker is the local one.)"""
 
 import json
-import os
 import re
 import shutil
 import uuid
@@ -11,12 +10,11 @@ import pika
 import pytest
 
 from tests.harness import reaper
-from tests.harness.brokers import ROOT, docker
-from tests.harness.readmes import block, blocks, commands, steps
+from tests.harness.brokers import ROOT, docker, run
+from tests.harness.readmes import block, blocks, commands, edited, steps
 from tests.harness.scripts import received_line
 from tests.harness.waiting import wait_until
 
-README = (ROOT / "README.md").read_text()
 UP, DOWN, COUNT, RESTART = (
     "up --detach --wait",
     "down",
@@ -54,29 +52,24 @@ def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
 
 def test_it_starts_on_the_ports_of_the_readme():
     (start, _), (url, _) = steps(block("console", "RABBITMQ_PORT="))
-    *variables, docker_, compose, up, detach, wait = start.split()
-    assert [docker_, compose, up, detach, wait] == ["docker", "compose", *UP.split()]
-    env = {**os.environ, **dict(variable.split("=") for variable in variables)}
-    config = json.loads(docker("compose", "config", "--format", "json", env=env))
-    published = {port["published"] for port in config["services"]["rabbitmq"]["ports"]}
-    assert published == {variable.split("=")[1] for variable in variables}
-    assert url == f"export AMQP_URL=amqp://localhost:{env['RABBITMQ_PORT']}"
+    config = json.loads(run("bash", "-c", edited(start, {UP: "config --format json"})))
+    published = [port["published"] for port in config["services"]["rabbitmq"]["ports"]]
+    ports = re.findall(r"PORT=(\d+)", start)
+    assert sorted(published) == sorted(ports)
+    assert url == f"export AMQP_URL=amqp://localhost:{ports[0]}"
 
 
 @pytest.fixture
 def worker_image(broker, tmp_path):
     """The image of the README's Dockerfile, but for what needs a network: its base, and pip."""
     [dockerfile] = blocks("README.md", "dockerfile")
-    [container] = broker.compose("ps", "--quiet").split()
-    base = json.loads(docker("inspect", container))[0]["Config"]["Image"]
-    for old, new in {
+    base = inspect(broker, "rabbitmq")["Config"]["Image"]
+    without_network = {
         "FROM python:3.14-slim\n": f"FROM {base}\nUSER root\n"
         'ENTRYPOINT []\nRUN ln -s "$(command -v python3)" /usr/local/bin/python\n',
         "RUN pip install --no-cache-dir -r /worker/requirements.txt\n": "COPY pika /worker/pika/\n",
-    }.items():
-        assert old in dockerfile
-        dockerfile = dockerfile.replace(old, new)
-    (tmp_path / "Dockerfile").write_text(dockerfile)
+    }
+    (tmp_path / "Dockerfile").write_text(edited(dockerfile, without_network))
     for name in ("worker.py", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(Path(pika.__file__).parent, tmp_path / "pika")
@@ -88,51 +81,60 @@ def worker_image(broker, tmp_path):
     reaper.forget(duty)
 
 
-def test_a_worker_in_a_container_gets_sigterm_and_ends_when_its_task_is_done(
-    broker, queue, worker_image, tmp_path
-):
-    """As the README's service beside that of docker-compose.yml, and where the work may write."""
-    [service] = blocks("README.md", "yaml")
-    assert "    build: .\n" in service
-    file, project = tmp_path / "worker.yml", broker.project
-    file.write_text(service.replace("build: .", f"image: {worker_image}"))
-    both = ["compose", "--project-directory", str(ROOT), "--file", str(ROOT / broker.file)]
-    both += ["--file", str(file), "--project-name", project]
+def inspect(broker, service):
+    """Return what Docker says of the container of a service."""
+    return json.loads(docker("inspect", f"{broker.project}-{service}-1"))[0]
 
-    def compose(*words):
-        return docker(*both, *words, env=broker.env)
+
+@pytest.fixture
+def service(broker, worker_image, tmp_path):
+    """Run commands of the README for its service, which stands beside RabbitMQ's here."""
+    [yaml] = blocks("README.md", "yaml")
+    file = tmp_path / "worker.yml"
+    file.write_text(edited(yaml, {"build: .": f"image: {worker_image}"}))
+    given = "".join(commands("README.md", "docker compose "))
+    assert "docker compose up --detach --build worker" in given  # built it is already
+
+    def compose(words, more=""):
+        assert f"docker compose {words}" in given
+        return docker(*both, *words.split(), *more.split(), env=broker.env)
+
+    both = ["compose", "--project-directory", ROOT, "--project-name", broker.project]
+    both += ["--file", ROOT / broker.file, "--file", file]
+    try:
+        yield compose
+    finally:
+        docker(*both, "rm", "--force", "--stop", "worker", env=broker.env)
+        docker("volume", "rm", "--force", f"{broker.project}_work")
+
+
+def test_a_worker_in_a_container_gets_sigterm_and_ends_when_its_task_is_done(
+    broker, queue, service
+):
+    """It may write where it works; killed, it is started again."""
 
     def log():
-        shown = compose("logs", "--no-color", "--no-log-prefix", "worker")
-        return shown.replace("\x1b[2K", "")  # compose's, before each line
+        shown = service("logs --timestamps --tail 50 worker")
+        return re.sub(r"^\S+ +\| \S+ ", "", shown, flags=re.MULTILINE)
 
-    try:
-        given = "".join(commands("README.md", "docker compose "))
-        # As below, but for the number, the build and the other service.
-        for words in ("--scale worker=2", "--build worker"):
-            assert f"docker compose up --detach {words}" in given
-        compose("up", "--detach", "--no-deps", "worker")
-        wait_until(lambda: "Waiting" in log(), "it waits for messages")
-        compose("exec", "-T", "worker", "touch", "written")
-        queue.publish(b"task...")
-        wait_until(lambda: "Received" in log(), "it has the task")
-        [container] = compose("ps", "--quiet", "worker").split()
-        for words in ("kill worker", "start worker", "logs --timestamps --tail 50 worker"):
-            assert f"docker compose {words}" in given
-        assert "Waiting" in compose("logs", "--timestamps", "--tail", "50", "worker")
-        restart = commands("README.md", "docker restart ")[0].split()[1:-1]
-        compose("stop", "worker")
-        assert log().endswith(" [x] Received task...\n [x] Done\n")
-        assert json.loads(docker("inspect", container))[0]["State"]["ExitCode"] == 0
-        wait_until(lambda: queue.ready() == 0, "nothing is left")
-        compose("start", "worker")
-        wait_until(lambda: queue.consumers() == 1, "it consumes again")
-        docker(*restart, container)
-        wait_until(lambda: log().count("Waiting") == 3, "it was killed and runs again")
-        compose("kill", "worker")
-    finally:
-        compose("rm", "--force", "--stop", "worker")
-        docker("volume", "rm", "--force", f"{project}_work")
+    service("up --detach", "--no-deps worker")
+    wait_until(lambda: "Waiting" in log(), "it waits for messages")
+    container = f"{broker.project}-worker-1"
+    docker("exec", container, "touch", "written")
+    queue.publish(b"task...")
+    wait_until(lambda: "Received" in log(), "it has the task")
+    docker("stop", "--time", "60", container)
+    assert log().endswith(" [x] Received task...\n [x] Done\n")
+    assert inspect(broker, "worker")["State"]["ExitCode"] == 0
+    wait_until(lambda: queue.ready() == 0, "nothing is left")
+    service("start worker")
+    wait_until(lambda: queue.consumers() == 1, "it consumes again")
+    [restart] = commands("README.md", "docker restart ")
+    docker(*edited(restart, {"NAME": container}).split()[1:])
+    wait_until(lambda: log().count("Waiting") == 3, "it was killed and runs again")
+    service("up --detach --scale worker=2", "--no-deps worker")
+    wait_until(lambda: queue.consumers() == 2, "two consume")
+    service("kill worker")
 
 
 def volumes(broker):
@@ -149,10 +151,8 @@ def test_the_clusters_address_in_the_readme_has_its_ports():
 
 
 def test_its_ports_are_published_on_this_machine_alone(broker):
-    container = broker.compose("ps", "--quiet").strip()
-    published = json.loads(docker("inspect", container))[0]["NetworkSettings"]["Ports"]
-    hosts = {binding["HostIp"] for bindings in published.values() for binding in bindings or []}
-    assert hosts == {"127.0.0.1"}
+    published = inspect(broker, "rabbitmq")["NetworkSettings"]["Ports"].values()
+    assert {binding["HostIp"] for some in published for binding in some or []} == {"127.0.0.1"}
 
 
 def test_it_has_a_bounded_number_of_file_descriptors(broker):

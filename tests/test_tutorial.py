@@ -1,22 +1,13 @@
 """What the tutorial says and shows, section by section, on our scripts."""
 
-import tempfile
+import textwrap
 import time
 
 import pika
 import pytest
 
 from tests.harness.consoles import ROOT
-from tests.harness.scripts import DONE, received_line, wait_until_done
-
-FIVE_TASKS = [
-    "First message.",
-    "Second message..",
-    "Third message...",
-    "Fourth message....",
-    "Fifth message.....",
-]
-
+from tests.harness.scripts import DONE, FIVE_TASKS, received_line, wait_until_done
 
 # --- What This Tutorial Focuses On ---
 
@@ -33,7 +24,7 @@ def test_the_words_of_the_command_line_are_the_task(new_task, worker):
 
 def test_every_dot_is_a_second_of_work(new_task, worker):
     console, sent = worker(), time.monotonic()
-    new_task("-", stdin=tasks_file(["Hello....", *["Hello"] * 4]))
+    new_task("-", stdin=b"Hello....\nHello\nHello\nHello\nHello\n")
     assert console.wait_for_line(DONE).at - sent >= 4
     assert console.wait_for_line(DONE, count=5).at - sent < 8  # also if each took one second more
 
@@ -57,17 +48,9 @@ def test_five_tasks_go_to_the_workers_in_turn(new_task, workers, count):
 def test_more_workers_do_more_in_the_same_time(new_task, workers):
     """Twenty seconds of work take four workers little more than five, and two workers ten."""
     workers, sent = workers(4), time.monotonic()
-    new_task("-", stdin=tasks_file(["work."] * 20))
+    new_task("-", stdin=b"work.\n" * 20)
     wait_until_done(20, *workers)
     assert max(line.at for one in workers for line in one.lines) - sent < 10
-
-
-def tasks_file(tasks):
-    """Return a file, open at its start, with a task on each line."""
-    file = tempfile.TemporaryFile()
-    file.write("".join(f"{task}\n" for task in tasks).encode())
-    file.seek(0)
-    return file
 
 
 # --- Message Acknowledgment ---
@@ -117,9 +100,7 @@ def test_queue_and_tasks_outlive_a_stop_and_a_crash_of_rabbitmq(running_broker, 
     assert queue.ready() == 1
     running_broker.kill()
     running_broker.start()
-    body, properties = queue.take()
-    assert body == b"Persistent."
-    assert properties.delivery_mode == pika.DeliveryMode.Persistent.value
+    assert queue.take_all() == [b"Persistent."]
 
 
 def test_a_queue_is_not_redeclared_with_other_arguments(queue):
@@ -135,7 +116,7 @@ def test_a_queue_is_not_redeclared_with_other_arguments(queue):
 def test_light_tasks_do_not_queue_behind_a_heavy_one(new_task, workers):
     """All odd tasks are heavy, all even ones light: the two workers share the heavy ones."""
     workers = workers(2)
-    new_task("-", stdin=tasks_file(["heavy...", "light", "heavy...", "light", "heavy...", "light"]))
+    new_task("-", stdin=b"heavy...\nlight\n" * 3)
     wait_until_done(6, *workers)
     heavy = [sum("heavy" in line for line in one.out) for one in workers]
     assert sorted(heavy) == [1, 2]  # blindly dealt out, one worker would have all three
@@ -176,11 +157,12 @@ def test_the_lines_of_the_tutorials_listing_stand_in_its_order(name):
     """In one sight; time.sleep(body.count(b".")) is in work(), for users to replace."""
     lines = [line.strip() for line in (ROOT / name).read_text().splitlines()]
     assert 'time.sleep(body.count(b"."))' in lines or name == "new_task.py"
-    places = [0]
-    for expected in LISTINGS[name].split("\n")[1:]:
-        rest = range(places[-1] + 1, len(lines))
-        places += [at for at in rest if lines[at].startswith(expected.strip())][:1] or [expected]
-    assert places[-1] < 85 and places[-1] - places[1] < 40
+    rest, places = enumerate(lines), []
+    for expected in textwrap.dedent(LISTINGS[name]).strip().splitlines():
+        place = next((at for at, line in rest if line.startswith(expected)), None)
+        assert place, expected
+        places.append(place)
+    assert places[-1] < 85 and places[-1] - places[0] < 40
 
 
 def test_the_details_are_the_same_in_both_scripts():
@@ -195,12 +177,12 @@ def test_the_details_are_the_same_in_both_scripts():
 
 
 def test_rabbitmqs_current_programs_and_ours_share_a_quorum_queue(
-    tutorials, start_new_task, worker, quorum_url
+    tutorials, new_task, worker, quorum_url
 ):
     """They declare one; where queues are quorum queues by default, ours do the same."""
     quorum = {"durable=True)": 'durable=True, arguments={"x-queue-type": "quorum"})'}
     theirs = tutorials("worker", edits=quorum, url=quorum_url)
-    start_new_task("From", "ours", url=quorum_url)
+    new_task("From", "ours", url=quorum_url)
     theirs.wait_for_line(received_line("From ours"))
     theirs.kill()
     tutorials("new_task", "From-theirs", edits=quorum, url=quorum_url)

@@ -1,11 +1,10 @@
 """Why each line is there: without it the tutorial's scripts lose a task; with it ours do not."""
 
-import contextlib
-
 import pika
 import pytest
 
-from tests.harness.scripts import DONE, received, received_line
+from tests.harness.queues import Queue
+from tests.harness.scripts import DONE, NEW_TASK, confirmed, received, received_line, told
 from tests.harness.waiting import wait_until
 
 # --- basic_ack after the work ---
@@ -57,33 +56,26 @@ def test_a_restart_loses_what_is_not_durable_or_not_persistent(
     transient = {'"task_queue"': '"transient"', ", durable=True": ""}
     console = tutorials("new_task", "Lost.", edits=transient)
     if console.process.returncode:  # RabbitMQ 4.3 has no such queues unless it is told to
-        assert "transient_nonexcl_queues" in console.transcript
+        assert "transient_nonexcl_queues" in console
     passing = {'"task_queue"': '"durable"', "DeliveryMode.Persistent": "DeliveryMode.Transient"}
     tutorials("new_task", "Lost.", edits=passing)
     new_task("Kept.")
     running_broker.restart()
 
-    def count(name):
-        return queue.do(lambda ch: ch.queue_declare(name, passive=True).method.message_count)
-
     with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
-        count("transient")
-    assert count("durable") == 0
-    assert count("task_queue") == 1
+        Queue(running_broker, "transient").ready()
+    assert Queue(running_broker, "durable").ready() == 0
+    assert queue.ready() == 1
 
 
 # --- basic_qos(prefetch_count=1) ---
 
 
-def test_without_prefetch_one_worker_starves_while_the_other_is_swamped(
-    tutorials, new_task, queue, tmp_path
-):
+def test_without_prefetch_one_worker_starves_while_the_other_is_swamped(tutorials, new_task, queue):
     """With it they share the heavy tasks: test_tutorial.py."""
     unlimited = {"channel.basic_qos(prefetch_count=1)\n": ""}
     workers = [tutorials("worker", edits=unlimited) for _ in range(2)]
-    (tmp_path / "tasks").write_text("heavy.........\nlight\nheavy.\nlight\nheavy.\nlight")
-    with (tmp_path / "tasks").open("rb") as stdin:
-        new_task("-", stdin=stdin)
+    new_task("-", stdin=b"heavy.........\nlight\nheavy.\nlight\nheavy.\nlight")
     wait_until(lambda: len(received(*workers)) == 6, "all tasks are received")
     assert [len(received(one)) for one in workers] == [3, 3]
 
@@ -91,26 +83,15 @@ def test_without_prefetch_one_worker_starves_while_the_other_is_swamped(
 # --- confirm_delivery(), and mandatory=True ---
 
 
-@contextlib.contextmanager
-def full_queue(broker, queue):
-    """`task_queue` takes one task and rejects the next, by a policy that is removed in the end."""
-    limit = '{"max-length": 1, "overflow": "reject-publish"}'
+def test_without_confirms_a_full_queue_swallows_a_task_in_silence(broker, queue, tutorials, start):
+    """With them, what it took before it was full is confirmed, and no more is told as sent."""
+    limit = '{"max-length": 2, "overflow": "reject-publish"}'
     broker.ctl("set_policy", "full", "^task_queue$", limit, "--apply-to", "queues")
     try:
-        queue.declare()
-        queue.do(lambda ch: ch.basic_publish("", "task_queue", b"the one that fits"))
-        wait_until(lambda: queue.ready() == 1, "the queue is full")
-        yield
+        console = start(NEW_TASK, "-", stdin=b"1\n2\n3\n4\n")
+        line = told(console, "the queue is full", f"127.0.0.1:{broker.port}")
+        assert confirmed(line) == len(console.out) == queue.ready() < 4
+        assert tutorials("new_task", "Lost.").out == [" [x] Sent Lost."]
+        assert b"Lost." not in queue.take_all()
     finally:
         broker.ctl("clear_policy", "full")
-
-
-def test_without_confirms_a_full_queue_swallows_a_task_in_silence(
-    broker, queue, tutorials, new_task
-):
-    with full_queue(broker, queue):
-        assert tutorials("new_task", "Lost.").out == [" [x] Sent Lost."]
-        console = new_task("Refused.", status=1)
-        assert console.out == []
-        assert "the queue is full" in console.err[0]
-        assert queue.ready() == 1

@@ -8,7 +8,6 @@ A cluster of containers has the same, for all of its nodes or those named.
 import contextlib
 import functools
 import os
-import random
 import re
 import shutil
 import signal
@@ -19,7 +18,7 @@ import uuid
 from pathlib import Path
 
 import pika
-import psutil
+import port_for
 
 from tests.harness import reaper
 from tests.harness.waiting import wait_until
@@ -28,20 +27,23 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEBIAN = Path("/usr/lib/rabbitmq/bin")  # its wrappers in /usr/sbin change the user
 
 
-def free_ports(count):
-    """Return `count` TCP ports that are free on 127.0.0.1 now.
+claims = []  # sockets that show other test runs which ports are taken
 
-    They are below those that systems give to outgoing connections, one of which could otherwise
-    take the port of a broker that is stopped for a while.
+
+def free_ports(count):
+    """Return `count` TCP ports that are free on 127.0.0.1 now, and stay so for this process.
+
+    The system gives none of them to an outgoing connection, which could otherwise take the port of
+    a broker that is stopped. A UDP socket claims each, as a broker needs seconds until it listens.
     """
     ports = []
-    for port in random.sample(range(10_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.socket() as one:
-            one.bind(("127.0.0.1", port))
-            ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise AssertionError("no free ports")
+    while len(ports) < count:
+        claim = socket.socket(type=socket.SOCK_DGRAM)
+        with contextlib.suppress(OSError):  # another has claimed it
+            claim.bind(("127.0.0.1", port_for.select_random()))
+            claims.append(claim)
+            ports.append(claim.getsockname()[1])
+    return ports
 
 
 def new_folder():
@@ -83,14 +85,19 @@ class Broker:
             query and f"?{query}"
         )
 
+    def parameters(self):
+        """Return pika's parameters for each node."""
+        return [pika.URLParameters(url) for url in self.url().split(",")]
+
     def connect(self):
         """Return a pika connection of the tests' own."""
-        return pika.BlockingConnection([pika.URLParameters(url) for url in self.url().split(",")])
+        return pika.BlockingConnection(self.parameters())
 
     def answers(self):
-        """Whether a client can connect now."""
+        """Whether a client can connect now, to each node."""
         try:
-            self.connect().close()
+            for one in self.parameters():
+                pika.BlockingConnection(one).close()
         except (pika.exceptions.AMQPError, OSError):
             return False
         return True
@@ -102,29 +109,24 @@ class Broker:
     def check_alive(self):
         """Raise if the broker ended instead of starting."""
 
-    def version(self):
-        """Return RabbitMQ's version, as a tuple of numbers."""
-        return tuple(int(part) for part in self.ctl("version").strip().split("."))
-
     def set(self, key, erlang_value):
         """Set one of RabbitMQ's settings while it runs (until its next start)."""
         self.ctl("eval", f"application:set_env(rabbit, {key}, {erlang_value}).")
 
     @contextlib.contextmanager
-    def alarm(self, disk=False):
-        """Raise a memory (or disk) alarm, and clear it in the end, whatever happens."""
-        if disk:
-            raised, cleared = ("set_disk_free_limit", "100000GB"), ("set_disk_free_limit", "1MB")
-        else:
-            limit = "set_vm_memory_high_watermark"
-            raised, cleared = (limit, "absolute", "1MB"), (limit, "0.4")
+    def alarm(self):
+        """Raise a memory alarm, and clear it in the end, whatever happens.
+
+        To clients, one of the disk is the same.
+        """
+        limit = "set_vm_memory_high_watermark"
         try:
-            self.ctl(*raised)
-            in_force = "rabbit_alarm:get_alarms() =/= []."  # the monitors raise it a little later
+            self.ctl(limit, "absolute", "1MB")
+            in_force = "rabbit_alarm:get_alarms() =/= []."  # the monitor raises it a little later
             wait_until(lambda: "true" in self.ctl("eval", in_force), "the alarm is in force")
             yield
         finally:
-            self.ctl(*cleared)
+            self.ctl(limit, "0.4")
 
     @contextlib.contextmanager
     def frozen(self, *nodes):
@@ -176,7 +178,6 @@ class LocalBroker(Broker):
             "RABBITMQ_DIST_PORT": str(self.dist_port),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
-            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
@@ -203,66 +204,54 @@ class LocalBroker(Broker):
 
     def launch(self):
         """Start the node and return while it boots."""
-        self.console = (self.folder / "console").open("ab")
         self.server = subprocess.Popen(
             [self.bin / "rabbitmq-server"],
             env=self.env,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
-            stdout=self.console,
-            stderr=self.console,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # the starter is a shell: signals go to its whole group
         )
         self.duty = reaper.at_exit("kill", "-KILL", "--", f"-{self.server.pid}")
 
     def check_alive(self):
         if self.server.poll() is not None:
-            raise AssertionError("the broker ended:\n" + (self.folder / "console").read_text())
+            raise AssertionError(f"the broker ended:\n{self.log()}")
+
+    def states(self):
+        """Return the state of each process of the node, as ps shows it."""
+        rows = [row.split() for row in run("ps", "-eo", "pgid=,stat=").splitlines()]
+        return [state for group, state in rows if group == str(self.server.pid)]
 
     def signal(self, signum):
         """Signal every process of the node; raise ProcessLookupError if there is none."""
         os.killpg(self.server.pid, signum)
 
+    def end(self, signum):
+        self.signal(signum)
+        self.server.wait(timeout=60)
+        wait_until(lambda: not self.states(), "every process of the broker has ended")
+        reaper.forget(self.duty)
+        self.server = None
+
     def stop(self):
         """Stop the node in an orderly way."""
-        self.signal(signal.SIGTERM)
-        self.ended()
+        self.end(signal.SIGTERM)
 
     def kill(self):
         """End the node at once, as a crash would, when its queues are written down."""
         self.settle()
         self.killed = True
-        self.signal(signal.SIGKILL)
-        self.ended()
-
-    def ended(self):
-        self.server.wait(timeout=60)
-        wait_until(lambda: not self.group_lives(), "every process of the broker has ended", 60)
-        reaper.forget(self.duty)
-        self.console.close()
-        self.server = None
-
-    def group_lives(self):
-        try:
-            self.signal(0)
-        except ProcessLookupError:
-            return False
-        return True
+        self.end(signal.SIGKILL)
 
     def freeze(self):
         """Freeze; a process goes on for a while where others hold the processors."""
         self.signal(signal.SIGSTOP)
-        wait_until(self.stands_still, "every process of the broker has stopped")
-
-    def stands_still(self):
-        starter = psutil.Process(self.server.pid)
-        # Programs that the node runs in groups of their own may end under our eyes: look again.
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            return all(
-                one.status() == psutil.STATUS_STOPPED
-                for one in (starter, *starter.children(recursive=True))
-                if os.getpgid(one.pid) == starter.pid
-            )
+        wait_until(
+            lambda: all(state.startswith("T") for state in self.states()),
+            "every process of the broker has stopped",
+        )
 
     def thaw(self):
         self.signal(signal.SIGCONT)
@@ -279,8 +268,7 @@ class LocalBroker(Broker):
         """End everything that was started, and remove its data."""
         if self.server:
             with contextlib.suppress(ProcessLookupError):
-                self.signal(signal.SIGKILL)
-                self.ended()
+                self.end(signal.SIGKILL)
         self.epmd.kill()
         self.epmd.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -293,6 +281,9 @@ def docker(*words, env=None):
     return run("docker", *words, env=env)
 
 
+DOWN = ("down", "--volumes", "--remove-orphans", "--timeout", "0")
+
+
 class DockerBroker(Broker):
     """The project's own docker-compose.yml, under a project name and on ports of its own."""
 
@@ -302,20 +293,19 @@ class DockerBroker(Broker):
     def __init__(self):
         self.folder = new_folder()
         self.project = self.folder.name
-        down = ("down", "--volumes", "--remove-orphans", "--timeout", "0")
-        self.down = ["compose", "--file", ROOT / self.file, "--project-name", self.project, *down]
+        self.argv = ["compose", "--file", ROOT / self.file, "--project-name", self.project]
         self.duties = [
             reaper.at_exit("rm", "-rf", self.folder),
-            reaper.at_exit("docker", *self.down),
+            reaper.at_exit("docker", *self.argv, *DOWN),
         ]
-        numbers = free_ports(2 * len(self.nodes))
-        self.ports = dict(zip(self.nodes, numbers, strict=False))
-        self.port = numbers[0]
-        self.killed = False
-        names = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT")
-        variables = [name + end for name in names for end in self.nodes.values()]
-        self.env = {**os.environ, **dict(zip(variables, map(str, numbers), strict=True))}
-        self.server = None
+        self.env, self.ports = dict(os.environ), []
+        for end in self.nodes.values():
+            port, management_port = free_ports(2)
+            self.env[f"RABBITMQ_PORT{end}"] = str(port)
+            self.env[f"RABBITMQ_MANAGEMENT_PORT{end}"] = str(management_port)
+            self.ports.append(port)
+        self.port = self.ports[0]
+        self.killed, self.made = False, False
 
     @staticmethod
     def why_not():
@@ -325,22 +315,19 @@ class DockerBroker(Broker):
         for words in (["version"], ["compose", "version"]):
             asked = subprocess.run(["docker", *words], capture_output=True, text=True)
             if asked.returncode:
-                told = asked.stderr.strip().splitlines() or ["no answer"]
-                return f"docker {' '.join(words)} says: {told[0]}"
+                return f"docker {' '.join(words)} says: {asked.stderr.strip()}"
         return None
 
     def compose(self, *words):
-        return docker(
-            "compose", "--file", self.file, "--project-name", self.project, *words, env=self.env
-        )
+        return docker(*self.argv, *words, env=self.env)
 
     def start(self):
         """Start the container (on the same ports and volume as before), wait until it answers."""
-        if self.server is None:
-            self.compose("up", "--detach", "--wait")
-            self.server = self.project
-        else:
+        if self.made:
             self.launch()
+        else:
+            self.compose("up", "--detach", "--wait")
+            self.made = True
         self.wait_until_it_answers()
 
     def launch(self):
@@ -385,7 +372,7 @@ class DockerBroker(Broker):
         return self.compose("logs", "--no-color", "--no-log-prefix")
 
     def close(self):
-        docker(*self.down, env=self.env)
+        self.compose(*DOWN)
         self.folder.rmdir()
         for duty in self.duties:
             reaper.forget(duty)
@@ -399,15 +386,7 @@ class Cluster(DockerBroker):
 
     def url(self, query=""):
         """Return the AMQP URLs of the nodes, separated by commas."""
-        return ",".join(Broker.url(self, port=port, query=query) for port in self.ports.values())
-
-    def answers(self):
-        for url in self.url().split(","):
-            try:
-                pika.BlockingConnection(pika.URLParameters(url)).close()
-            except (pika.exceptions.AMQPError, OSError):
-                return False
-        return True
+        return ",".join(Broker.url(self, port=port, query=query) for port in self.ports)
 
     def wait_until_it_answers(self):
         super().wait_until_it_answers()
@@ -448,10 +427,8 @@ def choose():
     name = os.environ.get("TEST_BROKER") or ("local" if DockerBroker.why_not() else "docker")
     if name not in BROKERS:
         raise SystemExit(f"TEST_BROKER={name} is neither docker nor local")
-    if BROKERS[name].why_not():
-        reasons = {one: kind.why_not() for one, kind in BROKERS.items()}
-        asked = [name] if os.environ.get("TEST_BROKER") else reasons
-        raise SystemExit("no RabbitMQ for the tests: " + "; ".join(reasons[one] for one in asked))
+    if why_not := BROKERS[name].why_not():
+        raise SystemExit(f"no RabbitMQ for the tests, with TEST_BROKER={name}: {why_not}")
     return BROKERS[name]
 
 

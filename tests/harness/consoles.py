@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,14 @@ from tests.harness import reaper
 from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def file_of(data):
+    """Return a file with `data` (bytes), open at its beginning; it goes when it is closed."""
+    file = tempfile.TemporaryFile()
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 class Line(NamedTuple):
@@ -26,14 +35,14 @@ class Line(NamedTuple):
 class Console:
     """A running program, what it has printed, and the ways to end it.
 
-    `on_line` is called with each Line as it comes, from one thread for each stream.
+    Its standard input is empty, or holds the bytes `stdin`; with subprocess.PIPE it is open.
     """
 
-    def __init__(
-        self, *argv, env=None, stdin=subprocess.DEVNULL, cwd=ROOT, name=None, on_line=None
-    ):
-        self.name = name or " ".join(str(word) for word in argv[1:])
-        self.lines, self.on_line = [], on_line
+    def __init__(self, *argv, env=None, stdin=b"", cwd=ROOT):
+        self.name = " ".join(str(word) for word in argv[1:])
+        self.lines = []
+        if isinstance(stdin, bytes):
+            stdin = file_of(stdin)
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             argv,
@@ -56,10 +65,7 @@ class Console:
     def _read(self, stream, pipe):
         for raw in pipe:
             text = raw.decode(errors="surrogateescape").removesuffix("\n")
-            line = Line(stream, text, time.monotonic())
-            self.lines.append(line)
-            if self.on_line:
-                self.on_line(line)
+            self.lines.append(Line(stream, text, time.monotonic()))
         pipe.close()
 
     def texts(self, stream):
@@ -75,13 +81,9 @@ class Console:
         """The lines of standard error so far."""
         return self.texts("err")
 
-    @property
-    def transcript(self):
-        """All that the console showed, for a failing test's report."""
-        shown = "".join(
-            f"{line.at - self.started:8.2f} {line.stream} {line.text}\n"
-            for line in list(self.lines)
-        )
+    def __str__(self):
+        """Return all that the console showed, with monotonic seconds."""
+        shown = "".join(f"{at:10.2f} {stream} {text}\n" for stream, text, at in list(self.lines))
         return f"--- {self.name} (exit status {self.process.poll()})\n{shown}"
 
     def wait_for_line(self, pattern, timeout=60.0, count=1):
@@ -93,27 +95,28 @@ class Console:
                 for reader in self.readers:
                     reader.join()
             hits = [line for line in list(self.lines) if re.fullmatch(pattern, line.text)]
-            if len(hits) >= count:
-                return hits[count - 1]
-            if ended:
-                raise AssertionError(f"ended without {pattern!r}:\n{self.transcript}")
-            return None
+            assert len(hits) >= count or not ended, f"ended without {pattern!r}"
+            return hits[count - 1 : count]
 
-        try:
-            return wait_until(found, f"line {count} like {pattern!r}", timeout, poll=0.01)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.transcript}") from None
+        return wait_until(found, f"line {count} like {pattern!r}", timeout, poll=0.01)[0]
 
     def wait(self, timeout=90.0):
         """Wait until the program ends by itself; return its exit status."""
-        try:
-            status = self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {timeout:g} s\n{self.transcript}") from None
+        status = self.process.wait(timeout)
         for reader in self.readers:
             reader.join()
         reaper.forget(self.duty)
         return status
+
+    def type(self, text):
+        """Type `text` into standard input."""
+        self.stdin.write(text.encode())
+        self.stdin.flush()
+
+    def status(self, name):
+        """Return what Linux says of the process under this name, such as VmHWM."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return re.search(rf"^{name}:\s+(\w+)", status, re.MULTILINE)[1]
 
     def signal(self, signum):
         self.process.send_signal(signum)

@@ -13,9 +13,8 @@ def blocks(name, language):
 
 def block(language, text):
     """Return the one block of README.md in `language` in which `text` stands."""
-    found = [one for one in blocks("README.md", language) if text in one]
-    assert len(found) == 1, f"README.md has {len(found)} blocks of {language} with {text!r}"
-    return found[0]
+    [found] = [one for one in blocks("README.md", language) if text in one]
+    return found
 
 
 def steps(console):
@@ -34,3 +33,11 @@ def commands(name, start):
     found = (a or b for a, b in re.findall(r"^\$ (.*)$|`([^`]*)`", text, re.MULTILINE))
     found = (re.sub(r"^TEST_BROKER=\w+ ", "", " ".join(command.split())) for command in found)
     return [command for command in found if command.startswith(start)]
+
+
+def edited(text, edits):
+    """Return `text` with each of `edits` (old text: new text) made; fail if one is not there."""
+    for old, new in edits.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    return text

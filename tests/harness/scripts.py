@@ -1,17 +1,12 @@
 """The two scripts and the tutorial's own: how to run them, and how to read what they show."""
 
 import re
-import sys
-
-import pytest
+from itertools import pairwise
 
 from tests.harness.consoles import ROOT
 from tests.harness.waiting import wait_until
 
-# With the interpreter of the tests, as a user would with the one of .venv.
-NEW_TASK = [sys.executable, str(ROOT / "new_task.py")]
-WORKER = [sys.executable, str(ROOT / "worker.py")]
-BOTH = pytest.mark.parametrize("program", [NEW_TASK, WORKER], ids=["new_task.py", "worker.py"])
+NEW_TASK, WORKER = "new_task.py", "worker.py"
 PEERS = ROOT / "tests/tools/peers"
 TUTORIAL = {role: PEERS / f"tutorial_{role}.py" for role in ("new_task", "worker")}
 
@@ -22,7 +17,16 @@ FAILED = r"worker\.py: cannot do the task: .*"
 AGAIN = r"worker\.py: cannot consume from \S+: .*; trying again"
 IN_HAND = r"worker\.py: waiting for the work in hand"
 
+FIVE_TASKS = [
+    "First message.",
+    "Second message..",
+    "Third message...",
+    "Fourth message....",
+    "Fifth message.....",
+]
+
 SECRET = "s3cret"  # the password in URLs that fail; no line may show it
+NOBODY = "127.0.0.1:1"  # nothing listens there
 
 
 def received_line(task):
@@ -37,12 +41,13 @@ def received(*workers):
 
 
 def done(*workers):
-    """Return the tasks that `workers` have done."""
-    found = []
-    for one in workers:
-        pairs = zip(one.out, one.out[1:], strict=False)
-        found += [line[14:] for line, after in pairs if after == " [x] Done" and "Rec" in line]
-    return found
+    """Return the tasks that `workers` have done, in each one's order."""
+    return [
+        line.removeprefix(" [x] Received ")
+        for one in workers
+        for line, after in pairwise(one.out)
+        if after == " [x] Done"
+    ]
 
 
 def wait_until_done(count, *workers):
@@ -52,39 +57,30 @@ def wait_until_done(count, *workers):
 def only_told_in_lines(worker):
     """Fail if `worker` has shown anything on standard error but why it tries again, or waits."""
     for line in worker.err:
-        assert re.fullmatch(f"{AGAIN}|{IN_HAND}", line), worker.transcript
+        assert re.fullmatch(f"{AGAIN}|{IN_HAND}", line)
 
 
-def told(console, why, *places):
-    """Assert that `console` told one failure, in one line, as `why` says; return the line.
+def told(console, why, place="", since=None):
+    """Assert that `console` told its first failure in one line, as `why` says; return the line.
 
-    new_task.py ends with status 1. A worker tries again, whatever the reason; it is ended here.
+    It names `place`, shows no password, and came within 30 seconds of `since` (monotonic), or of
+    the program's start. new_task.py ends with status 1 then. A worker tries again; it is ended.
     """
-    if NEW_TASK[-1] in console.process.args:
-        assert console.wait() == 1, console.transcript
-        assert len(console.err) == 1, console.transcript
-        line = next(line for line in console.lines if line.stream == "err")
-        whole = rf"new_task\.py: cannot send to \S+:\d+.*: .*({why}).* \(tasks confirmed: \d+\)"
+    where = r"(new_task\.py: cannot send to|worker\.py: cannot consume from) \S+:\d+.*"
+    line = console.wait_for_line(rf"{where}: .*({why}).*( \(tasks confirmed: \d+\)|; trying again)")
+    assert console.err[0] == line.text
+    if console.name.startswith(NEW_TASK):
+        assert console.wait() == len(console.err) == 1
     else:
-        whole = rf"worker\.py: cannot consume from \S+:\d+: .*({why}).*; trying again"
-        line = console.wait_for_line(r"worker\.py: .*", 32)
-        assert console.process.poll() is None, console.transcript
         console.ctrl_c()
-        assert console.wait() == 0, console.transcript
+        assert console.wait() == 0
         only_told_in_lines(console)  # it may have tried again by now
-    assert re.fullmatch(whole, line.text), console.transcript
-    for place in places:
-        assert place in line.text, console.transcript
+    assert place in line.text
+    assert line.at - (since or console.started) < 30
     assert SECRET not in "".join(console.err)
-    return line
+    return line.text
 
 
 def confirmed(line):
     """Return how many tasks `line` says are confirmed."""
     return int(re.search(r" \(tasks confirmed: (\d+)\)$", line)[1])
-
-
-def within_30_seconds(console, since):
-    """Assert that the first failure was told within 30 seconds of `since` (monotonic)."""
-    line = next(line for line in console.lines if line.stream == "err")
-    assert line.at - since < 30, console.transcript
