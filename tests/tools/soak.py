@@ -2,362 +2,221 @@
 
 Lost is a task that was told as sent and never done; unexpected, one that was done and never sent.
 The exit status is 0 if there is neither and no worker was down: each must outlive every fault but
-a signal, and consume in the end. With --textbook the same faults strike the tutorial's bare
-scripts at the same time. For both, a worker that a fault has ended is counted as down, and started
-anew when the fault is over, as systemd would. A command that failed, so that a fault was not made
-or not undone, is told and counted, and makes the status 1 as well.
-TEST_BROKER=docker|local chooses the brokers.
+a signal, and consume in the end. With --textbook the faults strike the tutorial's bare scripts; a
+seed gives both the same faults. A worker that a fault has ended is counted as down, and started
+anew, as systemd would. TEST_BROKER=docker|local chooses the broker.
 """
 
 import argparse
-import bisect
 import collections
 import contextlib
+import itertools
 import logging
-import math
 import random
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from tests.harness import brokers
 from tests.harness.consoles import Console
+from tests.harness.flow import Feeder, Flow
 from tests.harness.proxy import WAYS, Proxy
-from tests.harness.scripts import NEW_TASK, TUTORIAL, WORKER
+from tests.harness.queues import Queue
+from tests.harness.scripts import NEW_TASK, TUTORIAL, WORKER, done
+from tests.harness.waiting import wait_until
 
-HEARTBEAT = 4  # seconds
-RECEIVED, DONE, SENT = " [x] Received ", " [x] Done", " [x] Sent "
-
-signals = []  # that came to end the soak
-
-
-def wait(condition, seconds):
-    """Return whether `condition()` came true in time. A signal ends the soak here, nowhere else."""
-    deadline = time.monotonic() + seconds
-    while not (met := condition()) and time.monotonic() < deadline:
-        if signals:
-            raise KeyboardInterrupt
-        time.sleep(0.05)
-    return met
+OURS = [sys.executable, WORKER], [sys.executable, NEW_TASK, "-"]
+# Its producer sends one task and ends, so a shell starts one for each line, until one fails.
+EACH = f'while read -r task && {sys.executable} {TUTORIAL["new_task"]} "$task"; do :; done'
+TUTORIALS = [sys.executable, TUTORIAL["worker"]], ["bash", "-c", EACH]
 
 
-def pause(seconds):
-    wait(lambda: False, seconds)
+class Soak(Flow):
+    """Workers and a producer, the broker and the proxy between them, and what faults do."""
 
-
-class Contestant:
-    """A pair of scripts with a broker of their own: its consoles, and what they have shown."""
-
-    def __init__(self, options, textbook=False):
-        self.options, self.textbook = options, textbook
-        self.name = "the tutorial's own" if textbook else "these scripts"
+    def __init__(self, worker, producer):
+        super().__init__()
+        self.worker, self.producer = worker, producer  # how to start them
         self.broker = brokers.choose()()
         self.proxy = Proxy(self.broker.port)
-        self.workers, self.producer = [], None
-        self.given, self.told, self.done = [], [], []  # tasks; with the last, when
-        self.down, self.over, self.log, self.botched = 0, [], [], 0
-        self.producing = threading.Thread(target=self.produce, daemon=True)
-        self.ending = threading.Event()
+        self.running = []  # of all the workers
+        ports = itertools.cycle([self.proxy.port, self.broker.port])
+        self.urls = (self.broker.url(port=port, query="heartbeat=4") for port in ports)
+        self.down = 0  # workers that a fault has ended
+        self.recoveries = []  # seconds after a fault until a task was done
 
-    def start(self):
+    def begin(self):
         self.broker.start()
-        self.workers = [self.start_worker(number) for number in range(self.options.workers)]
-        self.producing.start()
-        if not wait(lambda: self.done, 60):
-            raise AssertionError(f"{self.name}: no task is done before the first fault")
+        self.running = [self.start_worker() for _ in range(4)]
+        self.feeders.append(Feeder("task", self.start_producer))
+        wait_until(self.last_done, "a task is done")
+
+    def start_worker(self):
+        worker = Console(*self.worker, env={"AMQP_URL": next(self.urls)})
+        self.workers.append(worker)
+        return worker
+
+    def start_producer(self):
+        return Console(*self.producer, env={"AMQP_URL": next(self.urls)}, stdin=subprocess.PIPE)
+
+    def replace_ended(self):
+        """Start a worker for each that a fault has ended."""
+        for number, worker in enumerate(self.running):
+            if worker.process.poll() is not None:
+                self.down += 1
+                self.running[number] = self.start_worker()
+
+    def last_done(self):
+        """Return when the last task was done (monotonic), or 0."""
+        lines = [line for worker in self.workers for line in list(worker.lines)]
+        return max((line.at for line in lines if line.text == " [x] Done"), default=0)
+
+    def faults(self, number):
+        """Yield the name of each fault, and a context that makes it and undoes it."""
+        worker, producer = self.running[number], self.feeders[0].producers[-1]
+        broker, proxy = self.broker, self.proxy
+        yield "worker killed", self.replaced(number, signal.SIGKILL)
+        yield "worker ended by SIGTERM", self.replaced(number, signal.SIGTERM)
+        yield "worker ended by Ctrl+C", self.replaced(number, signal.SIGINT)
+        yield "worker frozen", frozen(worker)
+        yield "producer killed", at_once(producer.kill)
+        yield "producer frozen", frozen(producer)
+        yield "connections reset", at_once(proxy.reset)
+        yield "connections closed", at_once(broker.ctl, "close_all_connections", "soak")
+        yield "black hole", proxy.black_hole()
+        yield "half a black hole", proxy.black_hole(WAYS[number % 2])
+        yield "slow network", proxy.slow(500)
+        yield "broker stopped", away(broker, broker.stop)
+        yield "broker killed", away(broker, broker.kill)
+        yield "broker frozen", broker.frozen()
+        yield "memory alarm", broker.alarm()
+
+    @contextlib.contextmanager
+    def replaced(self, number, signum):
+        """End a worker by a signal, and start another in its place."""
+        self.running[number].signal(signum)
+        self.running[number].wait()
+        self.running[number] = self.start_worker()
+        yield
+
+    def strike(self, chance):
+        """Make one fault happen for a while, undo it, and wait until a task is done."""
+        number = chance.randrange(len(self.running))
+        name, fault = chance.choice(list(self.faults(number)))
+        self.tell(f"{name} ({number})")
+        with fault:
+            time.sleep(chance.uniform(1, 10))
+        over = time.monotonic()
+        self.tell("it is over")
+        wait_until(lambda: self.replace_ended() or self.last_done() > over, "a task is done", 90)
+        self.recoveries.append(self.last_done() - over)
+
+    def tell(self, what):
+        counts = f"{len(self.sent())} sent, {len(self.lost())} not done"
+        print(f"{time.monotonic():10.2f} {counts}: {what}", file=sys.stderr)
+
+    def drain(self):
+        """Let all heal, and wait until the queue is empty."""
+        self.end()
+        queue = Queue(self.broker)
+        wait_until(
+            lambda: self.replace_ended() or queue.consumers() == len(self.running),
+            "all workers consume",
+        )
+        wait_until(lambda: queue.ready() == 0, "no task waits", timeout=600)
+        queue.wait_for_counts(0, 0)
 
     def close(self):
         """End all that was started."""
-        self.ending.set()
-        while self.producing.is_alive():
-            if self.producer:
-                self.producer.kill()
-            self.producing.join(0.1)
+        for feeder in self.feeders:
+            feeder.ending.set()
+            for producer in feeder.producers:
+                producer.close()
         for worker in self.workers:
             worker.close()
         self.proxy.close()
         self.broker.close()
 
-    def url(self, number):
-        """Every other connection goes through the proxy."""
-        port = self.broker.port if number % 2 else self.proxy.port
-        return self.broker.url(port=port, query=f"heartbeat={HEARTBEAT}")
+    def report(self):
+        """Print what was counted, as rows of a table; return the exit status."""
+        lost, unexpected = self.lost(), self.unexpected()
+        times = collections.Counter(done(*self.workers))
+        rows = {
+            "faults": len(self.recoveries),
+            "tasks told as sent": len(self.sent()),
+            "**lost**": len(lost),
+            "done and never sent": len(unexpected),
+            "done more than once": sum(count > 1 for count in times.values()),
+            "workers down after a fault": self.down,
+            "until a task is done again, median": f"{statistics.median(self.recoveries):.1f} s",
+            "until a task is done again, worst": f"{max(self.recoveries):.1f} s",
+        }
+        for name, figure in rows.items():
+            print(f"| {name} | {figure} |")
+        print(f"lost: {lost or 'none'}; never sent: {unexpected or 'none'}")
+        return int(bool(lost or unexpected or self.down))
 
-    # --- Workers and producers ---
-
-    def start_worker(self, number):
-        task = None
-
-        def see(line):
-            nonlocal task
-            self.log.append((line.at, f"worker {number}", line.text))
-            if line.text.startswith(RECEIVED):
-                task = line.text.removeprefix(RECEIVED)
-            elif line.text == DONE:
-                self.done.append((line.at, task))
-
-        argv = [sys.executable, TUTORIAL["worker"]] if self.textbook else WORKER
-        return Console(*argv, env={"AMQP_URL": self.url(number)}, on_line=see)
-
-    def start_producer(self, words, number):
-        def see(line):
-            self.log.append((line.at, f"producer {number}", line.text))
-            if line.text.startswith(SENT):
-                self.told.append(line.text.removeprefix(SENT))
-
-        argv = [sys.executable, TUTORIAL["new_task"]] if self.textbook else NEW_TASK
-        env = {"AMQP_URL": self.url(number)}
-        return Console(*argv, words, env=env, stdin=subprocess.PIPE, on_line=see)
-
-    def restart_dead(self):
-        for number, worker in enumerate(self.workers):
-            if worker.process.poll() is not None:
-                self.down += 1
-                self.workers[number] = self.start_worker(number)
-
-    def next_task(self):
-        """Return a text that was never sent before: one task of twenty works for a second."""
-        number = len(self.given) + 1
-        self.given.append(f"{number}{'' if number % 20 else '.'}")
-        return self.given[-1]
-
-    def produce(self):
-        """Send tasks until the end; when a producer has ended, start another.
-
-        The tutorial's own is started for each task, since it sends no more than one.
-        """
-        number = 0
-        while not self.ending.is_set():
-            words = self.next_task() if self.textbook else "-"
-            self.producer = producer = self.start_producer(words, number)
-            number += 1
-            with contextlib.suppress(BrokenPipeError):
-                while not self.textbook and not self.ending.is_set():
-                    producer.stdin.write(f"{self.next_task()}\n".encode())
-                    producer.stdin.flush()
-                    time.sleep(1 / self.options.rate)
-            with contextlib.suppress(BrokenPipeError):
-                producer.stdin.close()
-            with contextlib.suppress(AssertionError):
-                producer.wait(60)
-            producer.close()
-            time.sleep(1 / self.options.rate)
-
-    # --- Faults ---
-
-    def strike(self, fault, number, length):
-        """Make one fault happen and undo it, then wait until a task is done."""
-        self.restart_dead()
-        self.log.append((time.monotonic(), "fault", f"{fault} ({number}, {length:.1f} s)"))
-        try:
-            FAULTS[fault](self, number, length)
-        except Exception as error:
-            self.botch(fault, error)
-        self.over.append(time.monotonic())
-        self.log.append((self.over[-1], "fault", "is over"))
-        wait(lambda: self.restart_dead() or self.done[-1][0] > self.over[-1], 90)
-
-    def botch(self, what, error):
-        """Tell of a command that failed, and go on: the table shall show what it led to."""
-        self.botched += 1
-        self.log.append((time.monotonic(), what, f"failed: {error!r}"))
-        print(f"{self.name}: {what} failed: {error!r}", file=sys.stderr)
-
-    def end_worker(self, number, signum):
-        worker = self.workers[number]
-        worker.signal(signum)
-        with contextlib.suppress(AssertionError):
-            worker.wait(10)
-            self.workers[number] = self.start_worker(number)
-
-    def freeze(self, console, length):
-        console.signal(signal.SIGSTOP)
-        try:
-            pause(length)
-        finally:
-            console.signal(signal.SIGCONT)
-
-    def end_broker(self, end, length):
-        end()
-        pause(length)
-        self.broker.start()
-
-    def hold(self, fault, length):
-        with fault:
-            pause(length)
-
-    # --- The end ---
-
-    def drain(self):
-        """Let all heal, and wait until the queue is empty."""
-        self.ending.set()
-        wait(lambda: not self.producing.is_alive(), 90)
-        try:
-            self.broker.wait_until_it_answers()
-            count = self.options.workers
-            wait(lambda: self.restart_dead() or self.consumers() == count, 60)
-            self.down += abs(count - self.consumers())
-            wait(lambda: self.restart_dead() or self.is_empty(), 600)
-        except Exception as error:
-            self.botch("to drain the queue", error)
-        wait(lambda: not self.lost(), 10)  # rabbitmqctl lags
-
-    def consumers(self):
-        with self.broker.connect() as connection:
-            declared = connection.channel().queue_declare("task_queue", passive=True)
-            return declared.method.consumer_count
-
-    def is_empty(self):
-        return "task_queue\t0\n" in self.broker.ctl("list_queues", "-s", "name", "messages")
-
-    def lost(self):
-        return set(self.told) - {task for _, task in self.done}
-
-    def unexpected(self):
-        return {task for _, task in self.done} - set(self.given)
-
-    def recoveries(self):
-        """Return for each fault the seconds from its end until a task was done."""
-        times = [*sorted(at for at, _ in self.done), math.inf]
-        return [times[bisect.bisect(times, over)] - over for over in self.over]
-
-    def rows(self, seconds):
-        """Yield (name, figure) for the table."""
-        often = collections.Counter(task for _, task in self.done)
-        yield "tasks told as sent", len(self.told)
-        yield "**lost**", f"**{len(self.lost())}**"
-        yield "done and never sent", len(self.unexpected())
-        yield "done more than once", sum(times > 1 for times in often.values())
-        yield "workers down after a fault", self.down
-        yield "tasks per second", f"{len(self.told) / seconds:.1f}"
-        yield "until a task is done again, median", f"{statistics.median(self.recoveries()):.1f} s"
-        yield "until a task is done again, worst", f"{max(self.recoveries()):.1f} s"
-        yield "commands that failed", self.botched
-
-    def failed(self):
-        stuck = math.inf in self.recoveries()
-        return bool(self.lost() or self.unexpected() or self.down or self.botched or stuck)
-
-    def save_log(self):
-        """Write down what the consoles have shown, and where that is."""
-        with tempfile.NamedTemporaryFile("w", prefix="soak-", suffix=".log", delete=False) as file:
-            for at, name, text in sorted(self.log):
-                file.write(f"{at:10.2f} {name:12} {text}\n")
-        tasks = " ".join(sorted(self.lost() | self.unexpected()))
-        print(f"{self.name}: see {file.name} (lost or unexpected: {tasks})", file=sys.stderr)
+    def show(self):
+        """Print what all consoles have shown, on standard error."""
+        print(*self.workers, *self.feeders[0].producers, sep="\n", file=sys.stderr)
 
 
-FAULTS = {
-    "worker killed": lambda it, number, length: it.end_worker(number, signal.SIGKILL),
-    "worker ended by SIGTERM": lambda it, number, length: it.end_worker(number, signal.SIGTERM),
-    "worker ended by Ctrl+C": lambda it, number, length: it.end_worker(number, signal.SIGINT),
-    "worker frozen": lambda it, number, length: it.freeze(it.workers[number], length),
-    "producer killed": lambda it, number, length: it.producer.kill(),
-    "producer frozen": lambda it, number, length: it.freeze(it.producer, length),
-    "connections reset": lambda it, number, length: it.proxy.reset(),
-    "black hole": lambda it, number, length: it.hold(it.proxy.black_hole(), length),
-    "half a black hole": lambda it, number, length: it.hold(
-        it.proxy.black_hole(WAYS[number % 2]), length
-    ),
-    "slow network": lambda it, number, length: it.hold(it.proxy.slow(500), length),
-    "connections closed": lambda it, number, length: it.broker.ctl("close_all_connections", "soak"),
-    "broker stopped": lambda it, number, length: it.end_broker(it.broker.stop, length / 3),
-    "broker killed": lambda it, number, length: it.end_broker(it.broker.kill, length / 3),
-    "broker frozen": lambda it, number, length: it.hold(it.broker.frozen(), length),
-    "memory alarm": lambda it, number, length: it.hold(it.broker.alarm(), length),
-    "disk alarm": lambda it, number, length: it.hold(it.broker.alarm(disk=True), length),
-}
+@contextlib.contextmanager
+def frozen(console):
+    console.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        console.signal(signal.SIGCONT)
 
 
-def parse():
-    parser = argparse.ArgumentParser(prog="tests/soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="how long faults strike")
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=20, help="tasks per second, at most")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the faults")
-    parser.add_argument(
-        "--textbook", action="store_true", help="strike the tutorial's own scripts, too"
-    )
-    return parser.parse_args()
+@contextlib.contextmanager
+def away(broker, end):
+    end()
+    yield
+    broker.start()
 
 
-def show(contestants, faults, ended):
-    """Show a live line on standard error; where that is no terminal, a line now and then."""
-    began, terminal = time.monotonic(), sys.stderr.isatty()
-    while not ended.wait(1 if terminal else 10):
-        counts = " | ".join(
-            f"{len(it.told)} sent, {len({task for _, task in list(it.done)})} done"
-            for it in contestants
-        )
-        passed = time.monotonic() - began
-        text = f"{passed:.0f} s: {counts}; {len(faults)} faults, {(faults or ['none'])[-1]}"
-        if terminal:
-            text = f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}"
-        print(text, end="" if terminal else "\n", file=sys.stderr, flush=True)
-    if terminal:
-        print(file=sys.stderr)
-
-
-def soak(options, contestants, faults):
-    """Run from start to end; return the seconds during which faults struck."""
-    chance, ended = random.Random(options.seed), threading.Event()
-    with contextlib.ExitStack() as stack:
-        live = threading.Thread(target=show, args=(contestants, faults, ended))
-        live.start()
-        stack.callback(live.join)
-        stack.callback(ended.set)
-        for textbook in [False, True] if options.textbook else [False]:
-            contestants.append(Contestant(options, textbook))
-            stack.callback(contestants[-1].close)
-        pool = stack.enter_context(ThreadPoolExecutor())
-
-        def each(method, *given):
-            list(pool.map(lambda contestant: method(contestant, *given), contestants))
-
-        each(Contestant.start)
-        began = time.monotonic()
-        while time.monotonic() < began + options.seconds:
-            faults.append(chance.choice(list(FAULTS)))
-            number, length = chance.randrange(options.workers), chance.uniform(1, 10)
-            each(Contestant.strike, faults[-1], number, length)
-            pause(chance.uniform(0.5, 3))
-        seconds = time.monotonic() - began
-        each(Contestant.drain)
-        return seconds
+@contextlib.contextmanager
+def at_once(action, *given):
+    action(*given)
+    yield
 
 
 def main():
-    options = parse()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, lambda number, frame: signals.append(number))
+    parser = argparse.ArgumentParser(prog="tests/soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="how long faults strike")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the faults")
+    parser.add_argument("--textbook", action="store_true", help="strike the tutorial's scripts")
+    options = parser.parse_args()
+    print(brokers.choose().__name__, options, flush=True)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a closed port
-    contestants, faults = [], []
-    print(
-        f"{brokers.choose().__name__}: tests/soak --seconds {options.seconds:g}"
-        f" --workers {options.workers} --rate {options.rate:g} --seed {options.seed}"
-        f"{' --textbook' * options.textbook}\n",
-        flush=True,
-    )
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.default_int_handler)  # what was started is ended
+    chance = random.Random(options.seed)
+    soak = Soak(*(TUTORIALS if options.textbook else OURS))
     try:
-        seconds = soak(options, contestants, faults)
-    except KeyboardInterrupt:
-        return 128 + signals[0]
-    kinds = ", ".join(f"{fault} {times}" for fault, times in collections.Counter(faults).items())
-    print(f"| {seconds:.0f} s | {' | '.join(it.name for it in contestants)} |")
-    print(f"|---|{'---:|' * len(contestants)}")
-    for row in zip(*(it.rows(seconds) for it in contestants), strict=True):
-        print(f"| {row[0][0]} | {' | '.join(str(figure) for _, figure in row)} |")
-    print(f"| faults: {kinds} |{f' {len(faults)} |' * len(contestants)}")
-    if contestants[0].failed():
-        contestants[0].save_log()
-    return int(contestants[0].failed())
+        soak.begin()
+        until = time.monotonic() + options.seconds
+        while time.monotonic() < until:
+            soak.strike(chance)
+            time.sleep(chance.uniform(0.5, 3))  # so that faults come at any moment
+        soak.drain()
+        status = soak.report()
+        if status:
+            soak.show()
+        return status
+    except AssertionError:  # somebody waited in vain
+        soak.show()
+        raise
+    finally:
+        soak.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
