@@ -7,162 +7,85 @@ they print is stamped here, the same way for all. "floor" is the least that pika
 
 import argparse
 import contextlib
-import datetime
-import heapq
-import importlib.metadata
 import logging
 import os
-import platform
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from functools import partial
 from typing import NamedTuple
 
-import pika
-import psutil
-
 from tests.harness import brokers
-from tests.harness.consoles import ROOT, Console
+from tests.harness.consoles import Console, file_of
+from tests.harness.queues import Queue
+from tests.harness.scripts import NEW_TASK, PEERS, WORKER
 from tests.harness.waiting import wait_until
 
-PEERS = ROOT / "tests/tools/peers"
 QUEUES = ("task_queue", "celery", "default", "default.DQ", "default.XQ")
-MARK, MIB = b"MARK", 2**20
+RECEIVED, DONE = " [x] Received", " [x] Done"
 
 
 class Contestant(NamedTuple):
-    """Arguments for Python: to send one task, to send the lines of stdin, to do tasks."""
+    """What Python runs in the folder `peers`: to send a text, to send lines, to do tasks."""
 
-    one: list
-    many: list
-    worker: list
+    one: str
+    many: str
+    worker: str
     queue: str = "task_queue"
 
 
 CELERY_WORKER = "-m celery --quiet -A celery_app worker -P prefork -c 1 -l ERROR -n NUMBER"
 DRAMATIQ_WORKER = "-m dramatiq --processes 1 --threads 1 --skip-logging dramatiq_app"
+OURS = f"../../../{NEW_TASK}"
 CONTESTANTS = {
-    "ours": Contestant(
-        [f"{ROOT}/new_task.py"], [f"{ROOT}/new_task.py", "-"], [f"{ROOT}/worker.py"]
-    ),
-    "tutorial": Contestant(["tutorial_new_task.py"], ["floor.py", "-"], ["tutorial_worker.py"]),
-    "aio-pika": Contestant(["aio.py"], ["aio.py", "-"], ["aio.py", "worker"]),
-    "Celery": Contestant(
-        ["celery_app.py"], ["celery_app.py", "-"], CELERY_WORKER.split(), "celery"
-    ),
-    "Dramatiq": Contestant(
-        ["dramatiq_app.py"], ["dramatiq_app.py", "-"], DRAMATIQ_WORKER.split(), "default"
-    ),
-    "floor": Contestant(["-c", "import pika"], ["floor.py", "-"], ["floor.py", "worker"]),
+    "ours": Contestant(OURS, f"{OURS} -", f"../../../{WORKER}"),
+    "tutorial": Contestant("tutorial_new_task.py", "floor.py -", "tutorial_worker.py"),
+    "aio-pika": Contestant("aio.py", "aio.py -", "aio.py worker"),
+    "Celery": Contestant("celery_app.py", "celery_app.py -", CELERY_WORKER, "celery"),
+    "Dramatiq": Contestant("dramatiq_app.py", "dramatiq_app.py -", DRAMATIQ_WORKER, "default"),
+    "floor": Contestant("floor.py", "floor.py -", "floor.py worker"),
 }
-SIZES = {  # of a full run and of a quick one
-    "rounds": (30, 2),  # at most
-    "many": (5_000, 1_000),
-    "drain": (5_000, 2_000),
-    "loads": (3, 1),
-    "picks": (200, 50),
-    "kills": (3, 1),
-    "backlog": (1_000_000, 100_000),
-    "long": (100_000, 10_000),
-}
-FLEETS = (1, 2, 4, 8)
-PLAIN_TASK = MARK, pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
-LOAD = (2, 0, 1, 0, 1, 0)  # heavy and light tasks, in seconds
 
 
 class Bench:
-    """A broker, the processes that a measurement has started, and how much to measure."""
+    """A broker with empty queues, one of the contestants, and what is running of it."""
 
-    def __init__(self, broker, quick):
-        self.broker = broker
-        self.size = {name: sizes[quick] for name, sizes in SIZES.items()}
+    def __init__(self, broker, who):
+        self.who = who
+        self.queue = Queue(broker, who.queue)
+        url = brokers.Broker.url(broker)  # of one node of a cluster: not all take several
+        self.env = {**os.environ, "AMQP_URL": url, "dramatiq_queue_prefetch": "1"}
         self.consoles = []
-        self.vhosts = {"%2F"}
+        for name in QUEUES:
+            Queue(broker, name).delete()
 
-    def env(self, vhost):
-        return {"AMQP_URL": self.url(vhost=vhost), "dramatiq_queue_prefetch": "1"}
+    def start(self, words, stdin=b""):
+        argv = [sys.executable, *words.split()]
+        self.consoles.append(Console(*argv, env=self.env, cwd=PEERS, stdin=stdin))
+        return self.consoles[-1]
 
-    def url(self, **parts):
-        """Return one URL, for a cluster that of its first node: not all take several."""
-        return brokers.Broker.url(self.broker, **parts)
-
-    def connect(self, vhost="%2F"):
-        return pika.BlockingConnection(
-            pika.URLParameters(self.url(vhost=vhost, query="heartbeat=0"))
-        )
-
-    def run(self, argv, **options):
+    def run(self, words, lines=b""):
         """Run a client to its end; return how many seconds it took."""
-        env = {**os.environ, **self.env("%2F")}
-        started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, *argv],
-            env=env,
-            cwd=PEERS,
-            stdout=subprocess.DEVNULL,
-            check=True,
-            **options,
-        )
-        return time.perf_counter() - started
+        argv = [sys.executable, *words.split()]
+        null = subprocess.DEVNULL
+        with file_of(lines) as stdin:
+            began = time.perf_counter()
+            subprocess.run(argv, env=self.env, cwd=PEERS, stdin=stdin, stdout=null, check=True)
+            return time.perf_counter() - began
 
-    def start(self, who, count=1, vhost="%2F"):
+    def workers(self, count):
         """Start workers, and return them when all of them consume."""
-        workers = [
-            Console(
-                sys.executable,
-                *(word.replace("NUMBER", f"{number}") for word in who.worker),
-                env=self.env(vhost),
-                cwd=PEERS,
-            )
-            for number in range(count)
-        ]
-        self.consoles += workers
-
-        def consume():
-            for worker in workers:
-                if worker.process.poll() is not None:
-                    raise AssertionError(worker.transcript)
-            return self.counts(who, vhost)[1] == count
-
-        wait_until(consume, "all workers consume", 60)
-        return workers
+        self.run(self.who.many, b"first\n")  # so that the queue is there
+        words = self.who.worker
+        found = [self.start(words.replace("NUMBER", f"{number}")) for number in range(count)]
+        wait_until(lambda: self.queue.consumers() == count, "all workers consume")
+        wait_until(lambda: any(stamps(one, DONE) for one in found), "the first task is done")
+        return found
 
     def close(self):
-        while self.consoles:
-            self.consoles.pop().close()
-
-    def clean(self, vhost="%2F"):
-        with self.connect(vhost) as connection:
-            for queue in QUEUES:
-                connection.channel().queue_delete(queue)
-
-    def counts(self, who, vhost="%2F"):
-        """Return how many tasks wait in the contestant's queue, and how many workers consume."""
-        with self.connect(vhost) as connection:
-            try:
-                found = connection.channel().queue_declare(who.queue, passive=True).method
-            except pika.exceptions.ChannelClosedByBroker:
-                return 0, 0
-            return found.message_count, found.consumer_count
-
-    def task(self, who):
-        """Return a task as the contestant's own client sends it; its queue is there then."""
-        self.run(who.many, input=MARK + b"\n")
-        with self.connect() as connection:
-            _, properties, body = connection.channel().basic_get(who.queue, auto_ack=True)
-        return body, properties
-
-    def fill(self, who, task, texts, vhost="%2F"):
-        """Put a copy of the task into the queue for each of the texts."""
-        body, properties = task
-        with self.connect(vhost) as connection:
-            channel = connection.channel()
-            for text in texts:
-                channel.basic_publish("", who.queue, body.replace(MARK, text), properties)
+        for console in self.consoles:
+            console.close()
 
 
 def stamps(worker, start):
@@ -170,288 +93,117 @@ def stamps(worker, start):
     return [line.at for line in list(worker.lines) if line.text.startswith(start)]
 
 
-def times_received(worker):
-    return stamps(worker, " [x] Received")
+# --- What is measured: each returns a figure, and its docstring says what that is ---
 
 
-def times_done(worker):
-    return stamps(worker, " [x] Done")
+def one_sent(bench):
+    """one task sent by a new process, ms"""
+    bench.run(bench.who.one + " first")  # so that the queue is there
+    return 1000 * bench.run(bench.who.one + " Hello")
 
 
-def usage(worker):
-    """Return the CPU seconds and the resident MiB of a worker and the processes it started."""
-    parent = psutil.Process(worker.process.pid)
-    family = [parent, *parent.children(recursive=True)]
-    cpu = sum(sum(process.cpu_times()[:2]) for process in family)
-    return cpu, sum(process.memory_info().rss for process in family) / MIB
+def many_sent(bench):
+    """tasks sent and confirmed, per second"""
+    one = bench.run(bench.who.many, b"task\n")
+    more = bench.run(bench.who.many, b"task\n" * 5001)
+    return 5000 / (more - one)
 
 
-def drain(bench, who, count):
-    """Let a worker do `count` tasks that wait; return it, its rate, and its usage when it began."""
-    (worker,) = bench.start(who)
-    early = len(times_done(worker)), usage(worker)
-    wait_until(
-        lambda: len(worker.lines) >= 2 * count and len(times_done(worker)) >= count,
-        f"{count} tasks are done",
-        timeout=600,
-        poll=0.1,
-    )
-    at, first = times_done(worker), count // 10
-    return worker, (count - 1 - first) / (at[count - 1] - at[first]), early
+def many_done(bench):
+    """tasks without work done by a worker, per second"""
+    bench.run(bench.who.many, b"task\n" * 5000)
+    [worker] = bench.workers(1)
+    wait_until(lambda: len(stamps(worker, DONE)) == 5001, "all are done", 600, poll=0.5)
+    at = stamps(worker, DONE)[500:]  # in full swing
+    return (len(at) - 1) / (at[-1] - at[0])
 
 
-def one_sent(bench, who):
-    words = [] if "-c" in who.one else ["Hello"]
-    return {"one task sent, ms": 1000 * bench.run([*who.one, *words])}
+def memory(bench):
+    """memory of an idle worker, MiB"""
+    [worker] = bench.workers(1)
+    family = brokers.run("ps", "-o", "rss=", "--sid", str(worker.process.pid))
+    return sum(int(size) for size in family.split()) / 1024
 
 
-def many_sent(bench, who):
-    bench.clean()
-
-    def seconds(count):
-        with tempfile.TemporaryFile() as lines:
-            lines.write(b"task\n" * count)
-            lines.seek(0)
-            return bench.run(who.many, stdin=lines)
-
-    start, count = seconds(1), bench.size["many"]
-    return {"many tasks sent, per second": count / (seconds(count + 1) - start)}
-
-
-def without_work(bench, who):
-    bench.clean()
-    count = bench.size["drain"]
-    bench.fill(who, bench.task(who), [b"task"] * count)
-    worker, rate, (early, (cpu_early, _)) = drain(bench, who, count)
-    cpu, memory = usage(worker)
-    return {
-        "tasks without work, per second": rate,
-        "CPU time of the worker per task, µs": 1e6 * (cpu - cpu_early) / (count - early),
-        f"worker after {count:,} tasks, MiB": memory,
-    }
+def picked_up(bench):
+    """from typing a task to `Received`, median, ms"""
+    [worker] = bench.workers(1)
+    producer = bench.start(bench.who.many, subprocess.PIPE)
+    took = []
+    for _ in range(200):
+        began = time.monotonic()
+        producer.type("task\n")
+        wait_until(lambda: len(stamps(worker, DONE)) == len(took) + 2, "it is done", poll=0.001)
+        took.append(stamps(worker, RECEIVED)[-1] - began)
+        time.sleep(0.005)  # until it is acknowledged, and the worker idle
+    return 1000 * statistics.median(took)
 
 
-def ideal(load, workers):
-    """Return when all is done if whichever worker is free takes the next task, at once."""
-    free = [0] * workers
-    for seconds in load:
-        heapq.heapreplace(free, free[0] + seconds)
-    return max(free)
+def killed(bench):
+    """from `kill -9` of a worker to `Received` at the next, ms"""
+    workers = bench.workers(2)
+    bench.run(bench.who.many, b"." * 600 + b"\n")
+
+    def busy():
+        return [one for one in workers if len(stamps(one, RECEIVED)) > len(stamps(one, DONE))]
+
+    [victim] = wait_until(busy, "a worker has the task")
+    workers.remove(victim)
+    began = time.monotonic()
+    victim.kill()
+    [other] = wait_until(busy, "the other has it")
+    return 1000 * (stamps(other, RECEIVED)[-1] - began)
 
 
-def with_work(bench, who):
-    load = LOAD * bench.size["loads"]
-    bench.clean()
-    task, fleets, began = bench.task(who), {}, {}
-    for count in FLEETS:
-        vhost = f"fleet-{count}"
-        if vhost not in bench.vhosts:
-            bench.broker.ctl("add_vhost", vhost)
-            bench.broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-            bench.vhosts.add(vhost)
-        bench.clean(vhost)
-        fleets[count] = bench.start(who, count, vhost)
-    for count in FLEETS:  # side by side, a quarter of a second apart: asleep they need no CPU
-
-        def texts(count=count):
-            began[count] = time.monotonic()
-            yield from (b"." * seconds for seconds in load)
-
-        bench.fill(who, task, texts(), f"fleet-{count}")
-        time.sleep(0.25)
-
-    def ends(count):
-        return sorted(at for worker in fleets[count] for at in times_done(worker))
-
-    wait_until(lambda: all(len(ends(count)) == len(load) for count in FLEETS), "all is done", 120)
-    return {
-        f"tasks with work, workers: {count}, time over the ideal": (ends(count)[-1] - began[count])
-        / ideal(load, count)
-        for count in FLEETS
-    }
-
-
-def pick_up(bench, who):
-    bench.clean()
-    task = bench.task(who)
-    (worker,) = bench.start(who)
-    _, memory = usage(worker)
-    sent = []
-
-    def idle(number):
-        return len(times_done(worker)) == number
-
-    def texts():
-        for number in range(bench.size["picks"]):
-            wait_until(partial(idle, number), "the task before is done", poll=0.001)
-            time.sleep(0.005)  # until it is acknowledged, and the worker idle
-            sent.append(time.monotonic())
-            yield b"task"
-
-    bench.fill(who, task, texts())
-    wait_until(lambda: len(times_received(worker)) == len(sent), "the last task is received")
-    times = [1000 * (at - began) for began, at in zip(sent, times_received(worker), strict=True)]
-    return {
-        "idle worker, MiB": memory,
-        "from sending to Received, median, ms": statistics.median(times),
-        "from sending to Received, 99th percentile, ms": statistics.quantiles(
-            times, n=100, method="inclusive"
-        )[98],
-    }
-
-
-def worker_killed(bench, who):
-    bench.clean()
-    task = bench.task(who)
-    workers, times = bench.start(who, bench.size["kills"] + 1), []
-
-    def holder():
-        return next((worker for worker in workers if times_received(worker)), None)
-
-    bench.fill(who, task, [b"." * 600])
-    while len(workers) > 1:
-        victim = wait_until(holder, "a worker has the task")
-        workers.remove(victim)
-        killed = time.monotonic()
-        victim.kill()
-        times.append(
-            times_received(wait_until(holder, "the next worker has it", poll=0.01))[0] - killed
-        )
-    return {"from kill -9 to Received at the next, ms": 1000 * statistics.median(times)}
-
-
-def broker_back(bench, who):
-    bench.clean()
-    task = bench.task(who)
-    (worker,) = bench.start(who)
-    bench.broker.restart()
-    back = time.monotonic()
-    bench.fill(who, task, [b"task"])
-    wait_until(lambda: times_received(worker), "the worker is back", timeout=120)
-    return {"from the broker's return to Received, s": times_received(worker)[0] - back}
-
-
-def backlog(share, bench, who):
-    """Measure with `share` of the whole backlog; what waits from the last time is used again."""
-    depth = int(bench.size["backlog"] * share)
-    waiting, _ = bench.counts(who)
-    if not 0 < waiting <= depth:
-        bench.clean()
-        bench.task(who)  # for the queue
-        waiting = 0
-    bench.fill(who, PLAIN_TASK, [b"task"] * (depth - waiting))
-    count = min(depth, bench.size["drain" if share < 1 else "long"])
-    worker, rate, _ = drain(bench, who, count)
-    return {
-        f"{depth:,} tasks wait: tasks per second": rate,
-        f"{depth:,} tasks wait: worker after {count:,} of them, MiB": usage(worker)[1],
-    }
-
-
-ALL = "ours tutorial aio-pika Celery Dramatiq floor".split()
-PLAIN = ["ours", "tutorial", "floor"]  # they send and do the very same messages
-MEASUREMENTS = {  # name: how, by whom, and in how many rounds
-    "one": (one_sent, ALL, 30),
-    "many": (many_sent, [name for name in ALL if name != "tutorial"], 6),
-    "drain": (without_work, ALL, 9),
-    "work": (with_work, ALL[:-1], 2),
-    "pick-up": (pick_up, ALL, 3),
-    "kill": (worker_killed, ALL[:-1], 3),
-    "return": (broker_back, ["ours", "aio-pika", "Celery", "Dramatiq"], 2),
-    "backlog-1": (partial(backlog, 0.001), PLAIN, 9),
-    "backlog-2": (partial(backlog, 0.1), PLAIN, 6),
-    "backlog-3": (partial(backlog, 1), PLAIN[:2], 1),
+MEASUREMENTS = {  # how, in how many rounds, and who cannot
+    "one": (one_sent, 30, None),
+    "many": (many_sent, 6, "tutorial"),
+    "done": (many_done, 9, None),
+    "memory": (memory, 3, None),
+    "pick-up": (picked_up, 3, None),
+    "kill": (killed, 9, "floor"),
 }
 
 
-def measure(bench, names, among, most):
-    """Return the samples of each contestant by what was measured, in no more than `most` rounds.
-
-    What is under way is told.
-    """
-    samples, began = {}, time.monotonic()
-    for name in names:
-        how, contestants, rounds = MEASUREMENTS[name]
-        for number in range(1, (count := min(rounds, most)) + 1):
-            for contestant in (one for one in contestants if one in among):
-                tell(f"{time.monotonic() - began:4.0f} s  {name} {number}/{count}: {contestant}")
-                try:
-                    found = how(bench, CONTESTANTS[contestant])
-                finally:
-                    bench.close()
-                for what, value in found.items():
-                    samples.setdefault(what, {}).setdefault(contestant, []).append(value)
-    tell(f"{time.monotonic() - began:4.0f} s  all is measured\n")
-    return samples
+def measure(how, broker, who):
+    print(f"{how.__name__}: {who}", file=sys.stderr)
+    with contextlib.closing(Bench(broker, CONTESTANTS[who])) as bench:
+        return how(bench)
 
 
-def tell(text):
-    """Show the state, in place on a terminal, else line by line."""
-    on_terminal = sys.stderr.isatty()
-    print("\r\033[K" * on_terminal + text, end="" if on_terminal else "\n", file=sys.stderr)
-    sys.stderr.flush()
-
-
-def about(bench):
-    """Return what the figures depend on."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as cpuinfo:
-        model = next((row.split(": ")[1].strip() for row in cpuinfo if "model name" in row), model)
-    packages = ("pika", "aio-pika", "celery", "dramatiq")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "CPUs": f"{psutil.cpu_count()} of {model}",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "Python": platform.python_version(),
-        "RabbitMQ": f"{bench.broker.ctl('version').strip()} ({type(bench.broker).__name__})",
-        **{package: importlib.metadata.version(package) for package in packages},
-    }
-
-
-def cell(values, ours):
-    """Return the median, half the range of the rounds in per cent, and the multiple of ours."""
+def cell(values):
+    """Return the median, and half the range of the rounds in per cent of it."""
+    if not values:
+        return ""
     median = statistics.median(values)
-    shown = f"{median:,.0f}" if median >= 100 else f"{median:#.3g}"
-    if len(values) > 1:
-        shown += f" ±{50 * (max(values) - min(values)) / median:.0f} %"
-    return shown + (f" ({median / statistics.median(ours):.2f})" if ours is not values else "")
-
-
-def table(samples, columns):
-    rows = [["", "rounds", *columns], ["---", *["---:"] * (len(columns) + 1)]]
-    for what, by in samples.items():
-        cells = (cell(by[name], by["ours"]) if name in by else "" for name in columns)
-        rows.append([what, str(len(by["ours"])), *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    places = 0 if median >= 100 else 2
+    half_range = 50 * (max(values) - min(values)) / median
+    return f"{median:.{places}f} ±{half_range:.0f} %"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, help="take no more turns than these")
-    parser.add_argument("--quick", action="store_true", help="measure less, to see that it works")
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, help="measure only these")
-    parser.add_argument("--beside", nargs="*", choices=ALL[1:], default=ALL[1:], help="the others")
-    parser.add_argument("--cluster", action="store_true", help="on three nodes")
+    others = list(CONTESTANTS)[1:]
+    parser = argparse.ArgumentParser(prog="tests/bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30, help="take no more turns than these")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS)
+    parser.add_argument("--beside", nargs="*", choices=others, default=others)
+    parser.add_argument("--cluster", action="store_true", help="on three nodes, in Docker")
     given = parser.parse_args()
-    contestants = ["ours", *given.beside]
-    if given.cluster and brokers.DockerBroker.why_not():
-        parser.error("--cluster needs a Docker engine with compose")
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a broker
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
-    broker = brokers.Cluster() if given.cluster else brokers.choose()()
-    bench = Bench(broker, given.quick)
-    try:
-        tell("starting RabbitMQ")
+    columns = ["ours", *given.beside]
+    with contextlib.closing(brokers.Cluster() if given.cluster else brokers.choose()()) as broker:
         broker.start()
-        conditions = about(bench)
-        most = given.rounds or bench.size["rounds"]
-        samples = measure(bench, given.only or MEASUREMENTS, contestants, most)
-    finally:
-        bench.close()
-        broker.close()
-    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
-    print(f"\n{table(samples, contestants)}\n")
-    print("Medians of the rounds, ± half their range; in brackets the multiple of ours.")
+        print(f"{type(broker).__name__} {broker.ctl('version')}")
+        print("|  | rounds |", *(f"{who} |" for who in columns))
+        print("|---|" + "---:|" * (1 + len(columns)))
+        for how, rounds, incapable in (MEASUREMENTS[name] for name in given.only):
+            rounds = min(rounds, given.rounds)
+            figures = {who: [] for who in columns}
+            for who in columns * rounds:
+                if who != incapable:
+                    figures[who].append(measure(how, broker, who))
+            print(f"| {how.__doc__} | {rounds} |", *(f"{cell(figures[who])} |" for who in columns))
 
 
 if __name__ == "__main__":

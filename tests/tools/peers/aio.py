@@ -30,11 +30,9 @@ async def main():
         queue = await channel.declare_queue("task_queue", durable=True)
         if sys.argv[1:] == ["worker"]:
             await work(queue)
-        elif sys.argv[1:] == ["-"]:
-            for line in sys.stdin:
-                await send(channel, line.rstrip("\n"))
         else:
-            await send(channel, " ".join(sys.argv[1:]))
+            for line in sys.stdin if sys.argv[1:] == ["-"] else sys.argv[1:]:
+                await send(channel, line.rstrip("\n"))
 
 
 asyncio.run(main())
