@@ -11,13 +11,13 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from tests.harness import brokers
-from tests.harness.consoles import ROOT, Console
-from tests.harness.scripts import done, received
+from tests.harness.consoles import Console
+from tests.harness.queues import Queue
+from tests.harness.scripts import FIVE_TASKS, NEW_TASK, WORKER, done, received
 from tests.harness.waiting import wait_until
 
 terminal = Terminal(highlight=False, markup=False, soft_wrap=True)  # plain where it is no terminal
-COLOURS = {"console 1": "cyan", "console 2": "magenta", "console 3": "green"}
-
+COLOURS = {"worker 1": "cyan", "worker 2": "magenta", "producer": "green"}
 
 # As rich's own format, but for a font from the network.
 SVG = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -43,22 +43,11 @@ SVG = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 """
 
 
-def tell(title, text):
-    terminal.print(f"{title} | {text}", style=COLOURS.get(title))
-
-
-def draw(path, *consoles):
-    """Write a picture of what consoles have shown, one beside the other, line below line.
-
-    A console is its title and its lines: (seconds, text).
-    """
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    lines = []
-    for number, (title, shown) in enumerate(consoles):
-        table.add_column(title, no_wrap=True)
-        lines += [(at, number, text) for at, text in shown]
-    for _, number, text in sorted(lines):
-        table.add_row(*[""] * number, text)
+def draw(path, lines):
+    """Write a picture of lines (seconds, console, text), with a column for each console."""
+    table = Table(*COLOURS, box=None, padding=(0, 2, 0, 0))
+    for _, title, text in sorted(lines):
+        table.add_row(*[""] * list(COLOURS).index(title), text)
     picture = Terminal(record=True, width=142, file=io.StringIO(), highlight=False, markup=False)
     picture.print(table, "")  # rich would define no clip path for the last line
     what = "A worker is killed in the middle of a task, and another does it"
@@ -66,68 +55,65 @@ def draw(path, *consoles):
 
 
 class Stage:
-    """The consoles, and what of theirs has been shown."""
+    """RabbitMQ, the consoles, and what of theirs has been shown."""
 
     def __init__(self, broker):
-        self.broker = broker
-        self.consoles = {}  # each console's title
-        self.shown = {}  # how many of its lines
-        self.workers = []  # those of the consoles 1 and 2
-        self.picture = []  # what to draw of the second chapter
+        self.broker, self.queue = broker, Queue(broker)
+        self.consoles = []  # (title, console)
+        self.workers = {}  # by their titles
+        self.shown = set()  # (monotonic seconds, title, text)
+
+    def tell(self, title, text, at=None):
+        self.shown.add((at or time.monotonic(), title, text))
+        terminal.print(f"{title} | {text}", style=COLOURS.get(title))
 
     def open(self, title, *argv):
-        tell(title, f"$ python {' '.join(argv)}")
-        name, *words = argv
-        console = Console(sys.executable, ROOT / name, *words, env={"AMQP_URL": self.broker.url()})
-        self.consoles[console] = title
-        self.shown[console] = 0
+        self.tell(title, f"$ python {' '.join(argv)}")
+        console = Console(sys.executable, *argv, env={"AMQP_URL": self.broker.url()})
+        self.consoles.append((title, console))
         return console
 
-    def start_worker(self, number):
-        """Start a worker and wait until it waits, as the first that waits gets the first task."""
-        before = sum(one.process.poll() is None for one in self.workers)
-        worker = self.open(f"console {number}", "worker.py")
-        self.show_until(lambda: worker.out, "the worker waits for messages")
-        self.show_until(lambda: self.consumers() > before, "RabbitMQ knows the worker")
-        return worker
-
-    def consumers(self):
-        with self.broker.connect() as connection:
-            declared = connection.channel().queue_declare("task_queue", passive=True)
-            return declared.method.consumer_count
+    def start_worker(self, title):
+        """Start a worker and wait until it consumes, as the first that does gets the first task."""
+        others = [one for one in self.workers.values() if one.process.poll() is None]
+        self.workers[title] = self.open(title, WORKER)
+        self.show_until(lambda: self.workers[title].out, "the worker waits for messages")
+        self.show_until(lambda: self.queue.consumers() > len(others), "RabbitMQ knows the worker")
 
     def send(self, *tasks):
         for task in tasks:
-            sent = self.open("console 3", "new_task.py", *task.split())
-            self.show_until(lambda sent=sent: sent.process.poll() is not None, "the task is sent")
-            assert sent.wait() == 0 and sent.out == [f" [x] Sent {task}"], sent.transcript
+            sent = self.open("producer", NEW_TASK, *task.split())
+            assert sent.wait() == 0 and sent.out == [f" [x] Sent {task}"], str(sent)
+            self.show()
 
     def show(self):
         """Show the lines that have come since the last time, in the order they came."""
-        news = []
-        for console, title in self.consoles.items():
-            lines = list(console.lines)
-            news += [(line.at, title, line.text) for line in lines[self.shown[console] :]]
-            self.shown[console] = len(lines)
-        for _, title, text in sorted(news):
-            tell(title, text)
+        lines = {
+            (line.at, title, line.text)
+            for title, console in self.consoles
+            for line in list(console.lines)
+        }
+        for at, title, text in sorted(lines - self.shown):
+            self.tell(title, text, at)
 
-    def show_until(self, condition, what, timeout=30):
-        def met():
-            self.show()
-            return condition()
-
-        wait_until(met, what, timeout)
+    def show_until(self, condition, what, timeout=60):
+        wait_until(lambda: self.show() or condition(), what, timeout)
         self.show()
 
-    def show_until_done(self, *tasks, timeout=30):
+    def show_while(self, action):
+        """Show what comes while `action` runs."""
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(action)
+            self.show_until(running.done, f"the end of {action}", timeout=150)
+            running.result()
+
+    def show_until_done(self, *tasks):
         """Wait until the workers have done these tasks."""
-        self.show_until(
-            lambda: set(tasks) <= set(done(*self.workers)), f"all are done: {tasks}", timeout
-        )
+        workers = self.workers.values()
+        self.show_until(lambda: set(tasks) <= set(done(*workers)), f"all are done: {tasks}")
 
     def close(self):
-        for console in self.consoles:
+        for _, console in self.consoles:
             console.close()
 
 
@@ -136,73 +122,40 @@ class Stage:
 
 def round_robin(stage):
     """Round-robin dispatching: two workers get five tasks in turn"""
-    for number in (1, 2):
-        stage.workers.append(stage.start_worker(number))
-    names = (
-        "First message.",
-        "Second message..",
-        "Third message...",
-        "Fourth message....",
-        "Fifth message.....",
-    )
-    stage.send(*names)
-    stage.show_until_done(*names)
-    first, second = (received(worker) for worker in stage.workers)
-    assert (first, second) == (list(names[::2]), list(names[1::2])), (first, second)
-    return f"console 1 had {len(first)}, console 2 had {len(second)}, in turn"
+    stage.send(*FIVE_TASKS)
+    stage.show_until_done(*FIVE_TASKS)
+    first, second = (received(worker) for worker in stage.workers.values())
+    assert (first, second) == (FIVE_TASKS[::2], FIVE_TASKS[1::2]), (first, second)
+    return f"worker 1 had {len(first)}, worker 2 had {len(second)}, in turn"
 
 
 def acknowledgment(stage):
     """Message acknowledgment: a worker is killed in mid-task, and the other has its task"""
     task = "A long one....."
     stage.send(task)
-    stage.show_until(lambda: task in received(*stage.workers), "a worker has it")
-    killed = next(one for one in stage.workers if task in received(one))
-    number = stage.workers.index(killed)
-    tell(stage.consoles[killed], "$ kill -9")
-    killed.signal(signal.SIGKILL)
-    began = time.monotonic()
-    sent = next(one for one in stage.consoles if task in one.name)
-    other = stage.workers[1 - number]
-    stage.show_until(lambda: task in received(other), "the other worker has it")
-    moved = time.monotonic() - began
-    stage.show_until(lambda: task in done(other), "the other worker has done it")
-    stage.picture = [
-        ("one worker", [*shown(killed, task), (began, "Killed")]),
-        ("another worker", shown(other, task)),
-        ("producer", shown(sent, task)),
-    ]
-    stage.workers[number] = stage.start_worker(number + 1)
+    stage.show_until(lambda: task in received(*stage.workers.values()), "a worker has it")
+    one, other = sorted(stage.workers, key=lambda title: task not in received(stage.workers[title]))
+    stage.tell(one, "Killed")
+    stage.workers[one].signal(signal.SIGKILL)
+    killed = time.monotonic()
+    stage.show_until(lambda: task in received(stage.workers[other]), "the other worker has it")
+    moved = time.monotonic() - killed
+    stage.show_until(lambda: task in done(stage.workers[other]), "the other worker has done it")
+    stage.start_worker(one)
     return f"the other had it after {moved:.1f} s, and did it"
-
-
-def shown(console, task):
-    """Return how a console began, and what it showed of `task`: (seconds, text)."""
-    lines = [line for line in list(console.lines) if "*" in line.text or task in line.text]
-    if task in done(console):
-        lines.append(console.lines[-1])
-    command = (console.started, f"$ python {console.name.removeprefix(f'{ROOT}/')}")
-    return [command, *((line.at, line.text) for line in lines)]
 
 
 def durability(stage):
     """Message durability: RabbitMQ restarts with a task waiting, and the workers are still there"""
     tasks = "In hand.....", "In hand, too.....", "Waits."
     stage.send(*tasks)
-    began = time.monotonic()
-    tell("RabbitMQ", "restarts")
-    with ThreadPoolExecutor() as pool:  # what the workers show meanwhile is shown as it happens
-        restarted = pool.submit(stage.broker.restart)
-        stage.show_until(restarted.done, "RabbitMQ is back", timeout=150)
-        restarted.result()
-    tell("RabbitMQ", f"is back after {time.monotonic() - began:.0f} s")
-    stage.show_until(lambda: stage.consumers() == 2, "both workers are back", timeout=60)
-    stage.show_until_done(*tasks, timeout=60)
-    assert all(worker.process.poll() is None for worker in stage.workers), "a worker has ended"
-    lines = [line for worker in stage.workers for line in list(worker.lines)]
-    taken = min(line.at for line in lines if line.text == " [x] Received Waits.")
-    back = min(line.at for line in lines if line.at > began and "[*] Waiting" in line.text)
-    assert taken > back, "the third task did not wait until RabbitMQ was back"
+    stage.tell("RabbitMQ", "stops")
+    stage.show_while(stage.broker.stop)
+    assert "Waits." not in received(*stage.workers.values()), "it did not wait"
+    stage.show_while(stage.broker.start)
+    stage.tell("RabbitMQ", "is back")
+    stage.show_until(lambda: stage.queue.consumers() == 2, "both workers are back")
+    stage.show_until_done(*tasks)
     return "both workers came back, and all three tasks were done"
 
 
@@ -211,49 +164,45 @@ def fair_dispatch(stage):
     tasks = "heavy......", *(f"light {number}" for number in range(1, 5))
     stage.send(*tasks)
     stage.show_until_done(*tasks)
-    had = sorted(len(set(tasks) & set(received(worker))) for worker in stage.workers)
-    assert had == [1, 4], f"one worker had {had[0]} of the five tasks, the other {had[1]}"
+    had = [len(set(tasks) & set(received(worker))) for worker in stage.workers.values()]
+    assert sorted(had) == [1, 4], f"the workers had {had} of the five tasks"
     return "one worker had the heavy task, the other all four light ones"
 
 
 def play(stage):
-    """Play all chapters; return a line for each, and raise AssertionError where one fails."""
-    lines = []
+    """Play all chapters; return what was seen of each, and what to draw. Or AssertionError."""
+    stage.start_worker("worker 1")
+    stage.start_worker("worker 2")
+    seen, picture = [], set(stage.shown)
     for number, chapter in enumerate((round_robin, acknowledgment, durability, fair_dispatch), 1):
         terminal.print(f"\n{number}. {chapter.__doc__}\n", style="bold")
-        began = time.monotonic()
-        seen = chapter(stage)
-        took = time.monotonic() - began
-        lines.append(f"{number}. {chapter.__doc__}. Seen: {seen} ({took:.0f} s).")
-    return lines
+        before = set(stage.shown)
+        seen.append(f"{number}. {chapter.__doc__}. Seen: {chapter(stage)}.")
+        if chapter is acknowledgment:
+            picture |= stage.shown - before
+    return seen, picture
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests/demo", description=__doc__)
     parser.add_argument("--svg", metavar="FILE", help="draw the second chapter")
     path = parser.parse_args().svg
     kind = brokers.choose()
     terminal.print(f"Starting RabbitMQ ({kind.__name__}); the first time takes longer ...")
-    started = time.monotonic()
-    broker = kind()
-    stage = Stage(broker)
+    stage = Stage(kind())
     try:
-        broker.start()
-        ready = time.monotonic() - started
-        terminal.print(f"... which took {ready:.0f} s. It listens on port {broker.port}.")
-        lines = play(stage)
+        stage.broker.start()
+        seen, picture = play(stage)
         if path:
-            draw(path, *stage.picture)
+            draw(path, picture)
     except AssertionError as error:
         stage.show()
         terminal.print(f"\nNot seen: {error}", style="bold red")
         return 1
     finally:
-        try:
-            stage.close()
-        finally:
-            broker.close()
-    terminal.print("\n" + "\n".join(lines), style="bold")
+        stage.close()
+        stage.broker.close()
+    terminal.print("", *seen, sep="\n", style="bold")
     terminal.print("\nEverything that was started is stopped.")
     return 0
 
