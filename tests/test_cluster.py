@@ -5,7 +5,6 @@ brokers of the other tests are too many for a small machine.
 """
 
 import re
-import socket
 import subprocess
 from functools import partial
 
@@ -132,6 +131,7 @@ def test_a_task_that_kills_every_worker_is_parked_and_the_others_are_done(
         new_task(task)
     workers = []
     while not parked.ready():
+        assert len(workers) < 30, "it is not parked"
         workers.append(worker_of('if body == b"deadly":\n    os.kill(os.getpid(), 9)'))
         wait_until(lambda: workers[-1].process.poll() or parked.ready(), "it dies, or need not")
     assert sum(one.process.poll() == -9 for one in workers) == 21
@@ -154,7 +154,8 @@ def test_the_readmes_commands_kill_a_node_and_start_it_again(
     )
     up()
     console = worker()
-    assert f'worker.py {socket.gethostname()} {console.process.pid}"' in look()
+    seen = rf'^<rabbit@rabbit-\d\..*"worker\.py \S+ {console.process.pid}"'
+    assert re.search(seen, look(), re.MULTILINE)
     kill()
     new_task("with two of three")
     console.wait_for_line(received_line("with two of three"))

@@ -1,6 +1,6 @@
 """Whatever fails, both scripts say so in one line, and why.
 
-Every row ends in `told`: one line that starts with the program's name and says what failed, at
+Most tests end in `told`: one line that starts with the program's name and says what failed, at
 which host and port, and why, without a traceback or a password. It comes within 30 seconds.
 """
 
@@ -107,13 +107,6 @@ def test_a_worker_takes_them_in_turn(worker, broker):
             assert len(one.err) <= 1
 
 
-def test_new_task_names_the_one_it_tried_last_when_none_takes_it(start, broker):
-    """With the reason that is its own."""
-    url = f"amqp://u:{SECRET}@{NOBODY},{broker.url(f'guest:{SECRET}')}"
-    line = told(start(NEW_TASK, url=url), "nothing listens there|login refused")
-    assert ("login refused" in line) == (f":{broker.port}:" in line)
-
-
 # --- Both scripts' connections ---
 
 
@@ -165,7 +158,7 @@ def test_a_listener_that_is_no_rabbitmq(start, program):
             told(console, r"\w+ \w+", place)
 
 
-# --- No answer: these take their time, and so run at once ---
+# --- No answer ---
 
 
 def test_a_listener_that_never_answers(start, program, tmp_path):

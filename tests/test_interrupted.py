@@ -1,4 +1,4 @@
-"""What tests/ has started is gone when it is interrupted, though only its main process is told."""
+"""What tests/run and tests/soak have started is gone when they are interrupted."""
 
 import signal
 import subprocess

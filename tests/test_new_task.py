@@ -151,11 +151,12 @@ def test_each_line_is_told_at_once_and_only_when_confirmed(stream, queue):
     )
 
 
-@pytest.mark.parametrize("drip", ["", "."], ids=["stalls", "ends no line"])
+@pytest.mark.parametrize("drip", ["", "."], ids=["stalls", "drips"])
 def test_an_input_that_lasts_longer_than_heartbeats_allow_is_sent(stream, broker, queue, drip):
-    """Whether nothing comes, or a little at a time and no line end."""
+    """Whether it stops in the middle of a line, or comes a little at a time."""
     url = broker.url(query="heartbeat=1")
     console = stream(url=url)
+    console.type(".")
     # A second client that says nothing either shows when RabbitMQ has lost patience.
     logged = len(broker.log())
     mute = pika.BlockingConnection(pika.URLParameters(url))

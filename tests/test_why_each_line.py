@@ -56,7 +56,7 @@ def test_a_restart_loses_what_is_not_durable_or_not_persistent(
     transient = {'"task_queue"': '"transient"', ", durable=True": ""}
     console = tutorials("new_task", "Lost.", edits=transient)
     if console.process.returncode:  # RabbitMQ 4.3 has no such queues unless it is told to
-        assert "transient_nonexcl_queues" in console
+        assert "transient_nonexcl_queues" in str(console)
     passing = {'"task_queue"': '"durable"', "DeliveryMode.Persistent": "DeliveryMode.Transient"}
     tutorials("new_task", "Lost.", edits=passing)
     new_task("Kept.")

@@ -27,14 +27,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEBIAN = Path("/usr/lib/rabbitmq/bin")  # its wrappers in /usr/sbin change the user
 
 
-claims = []  # sockets that show other test runs which ports are taken
+claims = []  # the sockets of free_ports()
 
 
 def free_ports(count):
-    """Return `count` TCP ports that are free on 127.0.0.1 now, and stay so for this process.
+    """Return `count` TCP ports that are free on 127.0.0.1.
 
-    The system gives none of them to an outgoing connection, which could otherwise take the port of
-    a broker that is stopped. A UDP socket claims each, as a broker needs seconds until it listens.
+    port_for leaves out those that the system gives to outgoing connections, which could take the
+    port of a broker that is stopped. As a broker needs seconds until it listens, a UDP socket,
+    which leaves the TCP port free, shows other runs of these tests that the port is taken.
     """
     ports = []
     while len(ports) < count:

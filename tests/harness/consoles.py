@@ -125,7 +125,7 @@ class Console:
         self.signal(signal.SIGINT)
 
     def kill(self):
-        """End the program as `kill -9` does, thawed or frozen, and everything it started."""
+        """End the program as `kill -9` does, thawed or frozen, with everything it started."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.wait()

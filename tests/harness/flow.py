@@ -10,7 +10,7 @@ class Feeder:
     """Types numbered tasks into a producer, at most 20 a second, each when the last one is sent.
 
     `start_producer` returns a Console that sends each line of its standard input. When it has
-    ended, another is started.
+    ended, another is started. `process` and `out` are those of a Console.
     """
 
     def __init__(self, name, start_producer):
@@ -32,7 +32,8 @@ class Feeder:
 
     def _next_task(self):
         number = len(self.given)
-        self.given.append(f"{self.name} {number}" + "." * (number % 20 == 0))  # a second in hand
+        work = "." if number % 20 == 0 else ""  # every twentieth task takes a second
+        self.given.append(f"{self.name} {number}{work}")
         return self.given[-1]
 
     @property

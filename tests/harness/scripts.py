@@ -37,7 +37,8 @@ def received_line(task):
 def received(*workers):
     """Return the tasks that `workers` have received, in each one's order."""
     prefix = " [x] Received "
-    return [line.removeprefix(prefix) for one in workers for line in one.out if prefix in line]
+    lines = [line for one in workers for line in one.out]
+    return [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
 
 
 def done(*workers):
@@ -70,7 +71,8 @@ def told(console, why, place="", since=None):
     line = console.wait_for_line(rf"{where}: .*({why}).*( \(tasks confirmed: \d+\)|; trying again)")
     assert console.err[0] == line.text
     if console.name.startswith(NEW_TASK):
-        assert console.wait() == len(console.err) == 1
+        assert console.wait() == 1
+        assert len(console.err) == 1
     else:
         console.ctrl_c()
         assert console.wait() == 0

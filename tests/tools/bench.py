@@ -155,7 +155,7 @@ def killed(bench):
     return 1000 * (stamps(other, RECEIVED)[-1] - began)
 
 
-MEASUREMENTS = {  # how, in how many rounds, and who cannot
+MEASUREMENTS = {  # how, in how many rounds, and who cannot: one sends no lines, one does no work
     "one": (one_sent, 30, None),
     "many": (many_sent, 6, "tutorial"),
     "done": (many_done, 9, None),

@@ -117,7 +117,7 @@ class Stage:
             console.close()
 
 
-# --- The chapters: each plays, and returns what was seen ---
+# --- The chapters: each plays, and returns what was seen; its docstring is its title ---
 
 
 def round_robin(stage):

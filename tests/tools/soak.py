@@ -3,8 +3,8 @@
 Lost is a task that was told as sent and never done; unexpected, one that was done and never sent.
 The exit status is 0 if there is neither and no worker was down: each must outlive every fault but
 a signal, and consume in the end. With --textbook the faults strike the tutorial's bare scripts; a
-seed gives both the same faults. A worker that a fault has ended is counted as down, and started
-anew, as systemd would. TEST_BROKER=docker|local chooses the broker.
+seed gives both the same sequence of faults. A worker that a fault has ended is counted as down, and
+started anew, as systemd would. TEST_BROKER=docker|local chooses the broker.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import collections
 import contextlib
 import itertools
 import logging
+import os
 import random
 import signal
 import statistics
@@ -42,8 +43,7 @@ class Soak(Flow):
         self.broker = brokers.choose()()
         self.proxy = Proxy(self.broker.port)
         self.running = []  # of all the workers
-        ports = itertools.cycle([self.proxy.port, self.broker.port])
-        self.urls = (self.broker.url(port=port, query="heartbeat=4") for port in ports)
+        self.ports = itertools.cycle([self.proxy.port, self.broker.port])
         self.down = 0  # workers that a fault has ended
         self.recoveries = []  # seconds after a fault until a task was done
 
@@ -53,13 +53,17 @@ class Soak(Flow):
         self.feeders.append(Feeder("task", self.start_producer))
         wait_until(self.last_done, "a task is done")
 
+    def start(self, argv, **options):
+        """Start a program whose connection goes through the proxy, or not, in turn."""
+        url = self.broker.url(port=next(self.ports), query="heartbeat=4")
+        return Console(*argv, env={"AMQP_URL": url}, **options)
+
     def start_worker(self):
-        worker = Console(*self.worker, env={"AMQP_URL": next(self.urls)})
-        self.workers.append(worker)
-        return worker
+        self.workers.append(self.start(self.worker))
+        return self.workers[-1]
 
     def start_producer(self):
-        return Console(*self.producer, env={"AMQP_URL": next(self.urls)}, stdin=subprocess.PIPE)
+        return self.start(self.producer, stdin=subprocess.PIPE)
 
     def replace_ended(self):
         """Start a worker for each that a fault has ended."""
@@ -74,12 +78,12 @@ class Soak(Flow):
         return max((line.at for line in lines if line.text == " [x] Done"), default=0)
 
     def faults(self, number):
-        """Yield the name of each fault, and a context that makes it and undoes it."""
+        """Yield the name of each fault, and a context: entered, it strikes; left, it is undone."""
         worker, producer = self.running[number], self.feeders[0].producers[-1]
         broker, proxy = self.broker, self.proxy
-        yield "worker killed", self.replaced(number, signal.SIGKILL)
-        yield "worker ended by SIGTERM", self.replaced(number, signal.SIGTERM)
-        yield "worker ended by Ctrl+C", self.replaced(number, signal.SIGINT)
+        yield "worker killed", at_once(self.replace, number, signal.SIGKILL)
+        yield "worker ended by SIGTERM", at_once(self.replace, number, signal.SIGTERM)
+        yield "worker ended by Ctrl+C", at_once(self.replace, number, signal.SIGINT)
         yield "worker frozen", frozen(worker)
         yield "producer killed", at_once(producer.kill)
         yield "producer frozen", frozen(producer)
@@ -93,16 +97,15 @@ class Soak(Flow):
         yield "broker frozen", broker.frozen()
         yield "memory alarm", broker.alarm()
 
-    @contextlib.contextmanager
-    def replaced(self, number, signum):
+    def replace(self, number, signum):
         """End a worker by a signal, and start another in its place."""
         self.running[number].signal(signum)
         self.running[number].wait()
         self.running[number] = self.start_worker()
-        yield
 
     def strike(self, chance):
         """Make one fault happen for a while, undo it, and wait until a task is done."""
+        self.replace_ended()
         number = chance.randrange(len(self.running))
         name, fault = chance.choice(list(self.faults(number)))
         self.tell(f"{name} ({number})")
@@ -127,6 +130,7 @@ class Soak(Flow):
         )
         wait_until(lambda: queue.ready() == 0, "no task waits", timeout=600)
         queue.wait_for_counts(0, 0)
+        self.replace_ended()
 
     def close(self):
         """End all that was started."""
@@ -165,11 +169,11 @@ class Soak(Flow):
 
 @contextlib.contextmanager
 def frozen(console):
-    console.signal(signal.SIGSTOP)
+    os.killpg(console.process.pid, signal.SIGSTOP)  # with what a shell has started
     try:
         yield
     finally:
-        console.signal(signal.SIGCONT)
+        os.killpg(console.process.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -208,7 +212,7 @@ def main():
         if status:
             soak.show()
         return status
-    except AssertionError:  # somebody waited in vain
+    except Exception:  # such as a wait in vain
         soak.show()
         raise
     finally:
