@@ -140,7 +140,6 @@ def test_a_vhost_that_is_created_is_waited_for(worker, broker):
     broker.ctl("add_vhost", "late")
     broker.ctl("set_permissions", "--vhost", "late", "guest", ".*", ".*", ".*")
     console.wait_for_line(WAITING)
-    broker.ctl("delete_vhost", "late")
 
 
 def test_a_booting_broker_is_waited_for_or_told_and_never_a_traceback(
