@@ -5,7 +5,6 @@ brokers of the other tests are too many for a small machine.
 """
 
 import re
-import subprocess
 from functools import partial
 
 import pytest
@@ -38,32 +37,36 @@ def broker():
 class ClusterFlow(Flow):
     """Tasks that flow through every node.
 
-    The scripts choose a node at random, so there are as many as it takes for each node to have a
-    worker and a producer. They notice within 14 seconds that a node is silent.
+    The scripts choose a node at random, so there are as many workers as it takes for each node to
+    have one. A producer chooses for its batch, and goes on at another node when it loses that one.
+    They notice within 14 seconds that a node is silent.
     """
 
-    def __init__(self, cluster):
+    def __init__(self, cluster, start):
         super().__init__()
-        self.cluster = cluster
+        self.cluster, self.start = cluster, start
+        self.urls = dict(zip(NODES, cluster.url(query="heartbeat=2").split(","), strict=True))
 
-    def begin(self, worker, start):
-        url = self.cluster.url(query="heartbeat=2")
-        producer = partial(start, NEW_TASK, "-", stdin=subprocess.PIPE, url=url)
-        while not self.everywhere(self.workers):
-            self.workers += [worker(url=url) for _ in range(4)]
-        while not self.everywhere(self.feeders):
-            self.feeders += [Feeder(f"feeder {len(self.feeders)}", producer)]
-            wait_until(lambda: self.feeders[-1].out, "it has sent a task")
+    def begin(self, worker):
+        while not all(map(self.at, NODES)):
+            self.workers += [worker(url=",".join(self.urls.values())) for _ in range(4)]
+        for _ in range(3):
+            self.feed(NODES)
+
+    def feed(self, nodes):
+        """Have one more feeder send to these nodes."""
+        url = ",".join(self.urls[node] for node in nodes)
+
+        def producer(lines):
+            return self.start(NEW_TASK, "-", stdin=lines, url=url)
+
+        self.feeders.append(Feeder(f"feeder {len(self.feeders)}", producer))
 
     def at(self, node):
-        """Return the workers and feeders that are connected to `node`."""
+        """Return the workers that are connected to `node`."""
         shown = self.cluster.ctl("list_connections", "pid", "client_properties")
-        pids = re.findall(rf'^<rabbit@{node}\..*"\w+\.py \S+ (\d+)"', shown, re.MULTILINE)
-        return [one for one in self.workers + self.feeders if str(one.process.pid) in pids]
-
-    def everywhere(self, some):
-        """Whether each node has one of `some`, which are workers or feeders."""
-        return all(set(self.at(node)) & set(some) for node in NODES)
+        pids = re.findall(rf'^<rabbit@{node}\..*"worker\.py \S+ (\d+)"', shown, re.MULTILINE)
+        return [worker for worker in self.workers if str(worker.process.pid) in pids]
 
     def goes_on(self, but=()):
         """Wait until each worker and feeder has shown ten lines more, but for those in `but`.
@@ -80,14 +83,19 @@ class ClusterFlow(Flow):
     def goes_on_without(self, leader, struck, left_behind=False):
         """Wait until another node leads the queue, and all goes on there.
 
-        The `struck`, which were connected to the old one, come over, unless they are `left_behind`.
+        The `struck`, which were connected to the old one, come over, unless they are `left_behind`:
+        then each producer that chooses the old one stays there, so one more feeder does not.
         """
         others = [node for node in NODES if node != leader]
         wait_until(lambda: self.cluster.leader(asked=others[0]) in others, "another leads")
-        self.goes_on(but=struck)
-        if not left_behind:
+        if left_behind:
+            struck = struck + self.feeders
+            self.feed(others)
+            self.goes_on(but=struck)
+        else:
+            self.goes_on(but=struck)
             self.goes_on()
-            assert all(one.err for one in struck if one in self.workers), "one noticed nothing"
+            assert all(worker.err for worker in struck), "one noticed nothing"
 
     def account(self):
         """Fail if a task was lost, or done and never given, or a worker is not as it should be."""
@@ -101,14 +109,14 @@ class ClusterFlow(Flow):
 
 @pytest.fixture
 def flow(running_broker, queue, worker, start):
-    flow = ClusterFlow(running_broker)
+    flow = ClusterFlow(running_broker, start)
     try:
-        flow.begin(worker, start)
+        flow.begin(worker)
         flow.goes_on()
         yield flow
     finally:
         for feeder in flow.feeders:
-            feeder.ending.set()  # else it would start another producer when this one is ended
+            feeder.close()  # else it would start another producer when this one is ended
 
 
 # --- What the cluster makes of the scripts' plain declare ---
@@ -173,7 +181,7 @@ def leader(flow, running_broker):
 
 @pytest.fixture
 def struck(flow, leader):
-    """The workers and feeders that are connected to the leader."""
+    """The workers that are connected to the leader."""
     return flow.at(leader)
 
 

@@ -1,16 +1,17 @@
 """Numbered tasks that flow from producers to workers while things fail, and the account of them."""
 
-import contextlib
 import threading
 
 from tests.harness.scripts import done
+from tests.harness.waiting import wait_until
+
+BATCH = 20  # tasks for one producer
 
 
 class Feeder:
-    """Types numbered tasks into a producer, at most 20 a second, each when the last one is sent.
+    """Gives a batch of numbered tasks to one producer after another, each when the last has ended.
 
-    `start_producer` returns a Console that sends each line of its standard input. When it has
-    ended, another is started. `process` and `out` are those of a Console.
+    `start_producer` takes the lines of a batch as bytes, and returns a Console that sends them.
     """
 
     def __init__(self, name, start_producer):
@@ -21,25 +22,22 @@ class Feeder:
         self.thread.start()
 
     def _feed(self):
-        while not self.ending.is_set():
-            producer, typed = self.start_producer(), 0
+        while not self.ending.wait(0.3):  # else a broker that is away has them start without end
+            producer = self.start_producer(self._next_batch())
             self.producers.append(producer)
-            with contextlib.suppress(BrokenPipeError), producer.stdin:
-                while producer.process.poll() is None and not self.ending.wait(0.05):
-                    if len(producer.out) == typed:
-                        producer.type(f"{self._next_task()}\n")
-                        typed += 1
+            producer.wait()
 
-    def _next_task(self):
-        number = len(self.given)
-        work = "." if number % 20 == 0 else ""  # every twentieth task takes a second
-        self.given.append(f"{self.name} {number}{work}")
-        return self.given[-1]
+    def _next_batch(self):
+        first = len(self.given)
+        tasks = [f"{self.name} {number}" for number in range(first, first + BATCH)]
+        tasks[-1] += "."  # every twentieth takes a second
+        self.given += tasks
+        return "".join(f"{task}\n" for task in tasks).encode()
 
-    @property
-    def process(self):
-        """The process of its producer."""
-        return self.producers[-1].process
+    def producer(self):
+        """Wait until a producer runs, and return it."""
+        wait_until(lambda: self.producers[-1].process.poll() is None, "a producer runs")
+        return self.producers[-1]
 
     @property
     def out(self):
@@ -47,11 +45,19 @@ class Feeder:
         return [line for producer in list(self.producers) for line in producer.out]
 
     def end(self):
-        """Give no more, and wait until what was given is sent."""
+        """Give no more, and wait until the last batch is sent."""
         self.ending.set()
         self.thread.join()
-        for producer in self.producers:
-            producer.wait()
+        for producer in self.producers[-1:]:
+            producer.wait()  # again, since the thread has ended if it waited in vain
+
+    def close(self):
+        """Give no more, and end what sends."""
+        self.ending.set()
+        while self.thread.is_alive():
+            for producer in self.producers[-1:]:
+                producer.kill()
+            self.thread.join(0.1)
 
 
 class Flow:
