@@ -1,22 +1,22 @@
 """Keep workers and a stream of numbered tasks going while faults strike at random, then count.
 
-Lost is a task that was told as sent and never done; unexpected, one that was done and never sent.
+Lost is a task that was told as sent and never done; unexpected, one that was done and never given.
 The exit status is 0 if there is neither and no worker was down: each must outlive every fault but
 a signal, and consume in the end. With --textbook the faults strike the tutorial's bare scripts; a
 seed gives both the same sequence of faults. A worker that a fault has ended is counted as down, and
 started anew, as systemd would. TEST_BROKER=docker|local chooses the broker.
+
+Each fault is told as it strikes, by the clock of what the consoles show: that is printed on
+standard error if the status is not 0.
 """
 
 import argparse
-import collections
 import contextlib
 import itertools
-import logging
 import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import time
 
@@ -35,42 +35,54 @@ TUTORIALS = [sys.executable, TUTORIAL["worker"]], ["bash", "-c", EACH]
 
 
 class Soak(Flow):
-    """Workers and a producer, the broker and the proxy between them, and what faults do."""
+    """Workers and a producer, the broker and the proxies before it, and what faults do."""
 
     def __init__(self, worker, producer):
         super().__init__()
         self.worker, self.producer = worker, producer  # how to start them
         self.broker = brokers.choose()()
         self.proxy = Proxy(self.broker.port)
+        # Through this a batch takes about a second, so that faults strike in the middle of one.
+        self.narrow = Proxy(self.proxy.port)
+        self.narrow.pace = 4000
+        self.ports = itertools.cycle([self.proxy.port, self.broker.port])  # of the workers
         self.running = []  # of all the workers
-        self.ports = itertools.cycle([self.proxy.port, self.broker.port])
         self.down = 0  # workers that a fault has ended
         self.recoveries = []  # seconds after a fault until a task was done
 
     def begin(self):
         self.broker.start()
         self.running = [self.start_worker() for _ in range(4)]
-        self.feeders.append(Feeder("task", self.start_producer))
+        self.feeder = Feeder("task", self.start_producer)
+        self.feeders.append(self.feeder)
         wait_until(self.last_done, "a task is done")
 
-    def start(self, argv, **options):
-        """Start a program whose connection goes through the proxy, or not, in turn."""
-        url = self.broker.url(port=next(self.ports), query="heartbeat=4")
-        return Console(*argv, env={"AMQP_URL": url}, **options)
+    def start(self, argv, port, stdin=b""):
+        url = self.broker.url(port=port, query="heartbeat=4")
+        return Console(*argv, env={"AMQP_URL": url}, stdin=stdin)
 
     def start_worker(self):
-        self.workers.append(self.start(self.worker))
+        self.workers.append(self.start(self.worker, next(self.ports)))
         return self.workers[-1]
 
-    def start_producer(self):
-        return self.start(self.producer, stdin=subprocess.PIPE)
+    def start_producer(self, lines):
+        return self.start(self.producer, self.narrow.port, lines)
 
     def replace_ended(self):
         """Start a worker for each that a fault has ended."""
         for number, worker in enumerate(self.running):
             if worker.process.poll() is not None:
+                tell(f"worker {number} is down")
                 self.down += 1
                 self.running[number] = self.start_worker()
+
+    @contextlib.contextmanager
+    def ended(self, number, signum):
+        """End a worker by a signal, and start another in its place."""
+        self.running[number].signal(signum)
+        self.running[number].wait()
+        self.running[number] = self.start_worker()
+        yield
 
     def last_done(self):
         """Return when the last task was done (monotonic), or 0."""
@@ -78,47 +90,40 @@ class Soak(Flow):
         return max((line.at for line in lines if line.text == " [x] Done"), default=0)
 
     def faults(self, number):
-        """Yield the name of each fault, and a context: entered, it strikes; left, it is undone."""
-        worker, producer = self.running[number], self.feeders[0].producers[-1]
-        broker, proxy = self.broker, self.proxy
-        yield "worker killed", at_once(self.replace, number, signal.SIGKILL)
-        yield "worker ended by SIGTERM", at_once(self.replace, number, signal.SIGTERM)
-        yield "worker ended by Ctrl+C", at_once(self.replace, number, signal.SIGINT)
-        yield "worker frozen", frozen(worker)
-        yield "producer killed", at_once(producer.kill)
-        yield "producer frozen", frozen(producer)
-        yield "connections reset", at_once(proxy.reset)
-        yield "connections closed", at_once(broker.ctl, "close_all_connections", "soak")
-        yield "black hole", proxy.black_hole()
-        yield "half a black hole", proxy.black_hole(WAYS[number % 2])
-        yield "slow network", proxy.slow(500)
-        yield "broker stopped", away(broker, broker.stop)
-        yield "broker killed", away(broker, broker.kill)
-        yield "broker frozen", broker.frozen()
-        yield "memory alarm", broker.alarm()
-
-    def replace(self, number, signum):
-        """End a worker by a signal, and start another in its place."""
-        self.running[number].signal(signum)
-        self.running[number].wait()
-        self.running[number] = self.start_worker()
+        """Return a context for each fault: entered, it strikes; left, it is undone."""
+        producer = self.feeder.producer()
+        broker = self.broker
+        proxy = self.proxy
+        return {
+            "worker killed": self.ended(number, signal.SIGKILL),
+            "worker ended by SIGTERM": self.ended(number, signal.SIGTERM),
+            "worker ended by Ctrl+C": self.ended(number, signal.SIGINT),
+            "worker frozen": frozen(self.running[number]),
+            "producer killed": at_once(producer.kill),
+            "producer frozen": frozen(producer),
+            "connections reset": at_once(proxy.reset),
+            "connections closed": at_once(broker.ctl, "close_all_connections", "soak"),
+            "black hole": proxy.black_hole(),
+            "half a black hole": proxy.black_hole(WAYS[number % 2]),
+            "slow network": proxy.slow(500),
+            "broker stopped": away(broker, broker.stop),
+            "broker killed": away(broker, broker.kill),
+            "broker frozen": broker.frozen(),
+            "memory alarm": broker.alarm(),
+        }
 
     def strike(self, chance):
         """Make one fault happen for a while, undo it, and wait until a task is done."""
         self.replace_ended()
         number = chance.randrange(len(self.running))
-        name, fault = chance.choice(list(self.faults(number)))
-        self.tell(f"{name} ({number})")
+        name, fault = chance.choice(list(self.faults(number).items()))
+        tell(f"{name} ({number})")
         with fault:
             time.sleep(chance.uniform(1, 10))
         over = time.monotonic()
-        self.tell("it is over")
+        tell("it is over")
         wait_until(lambda: self.replace_ended() or self.last_done() > over, "a task is done", 90)
         self.recoveries.append(self.last_done() - over)
-
-    def tell(self, what):
-        counts = f"{len(self.sent())} sent, {len(self.lost())} not done"
-        print(f"{time.monotonic():10.2f} {counts}: {what}", file=sys.stderr)
 
     def drain(self):
         """Let all heal, and wait until the queue is empty."""
@@ -134,46 +139,55 @@ class Soak(Flow):
 
     def close(self):
         """End all that was started."""
-        for feeder in self.feeders:
-            feeder.ending.set()
-            for producer in feeder.producers:
-                producer.close()
-        for worker in self.workers:
-            worker.close()
+        for one in self.feeders + self.workers:
+            one.close()
+        self.narrow.close()
         self.proxy.close()
         self.broker.close()
 
     def report(self):
         """Print what was counted, as rows of a table; return the exit status."""
-        lost, unexpected = self.lost(), self.unexpected()
-        times = collections.Counter(done(*self.workers))
-        rows = {
-            "faults": len(self.recoveries),
-            "tasks told as sent": len(self.sent()),
-            "**lost**": len(lost),
-            "done and never sent": len(unexpected),
-            "done more than once": sum(count > 1 for count in times.values()),
-            "workers down after a fault": self.down,
-            "until a task is done again, median": f"{statistics.median(self.recoveries):.1f} s",
-            "until a task is done again, worst": f"{max(self.recoveries):.1f} s",
-        }
-        for name, figure in rows.items():
-            print(f"| {name} | {figure} |")
-        print(f"lost: {lost or 'none'}; never sent: {unexpected or 'none'}")
+        lost = self.lost()
+        unexpected = self.unexpected()
+        times_done = done(*self.workers)
+        row("faults", len(self.recoveries))
+        row("tasks told as sent", len(self.sent()))
+        row("**lost**", len(lost))
+        row("done and never given", len(unexpected))
+        row("done once more", len(times_done) - len(set(times_done)))
+        row("workers down after a fault", self.down)
+        row("until a task is done again, median", f"{statistics.median(self.recoveries):.1f} s")
+        row("until a task is done again, worst", f"{max(self.recoveries):.1f} s")
+        print("lost:", *lost)
+        print("never given:", *unexpected)
         return int(bool(lost or unexpected or self.down))
 
     def show(self):
         """Print what all consoles have shown, on standard error."""
-        print(*self.workers, *self.feeders[0].producers, sep="\n", file=sys.stderr)
+        print(*self.workers, sep="\n", file=sys.stderr)
+        for feeder in self.feeders:
+            print(*feeder.producers, sep="\n", file=sys.stderr)
+
+
+def tell(what):
+    print(f"{time.monotonic():10.2f} {what}", flush=True)
+
+
+def row(name, figure):
+    print(f"| {name} | {figure} |")
 
 
 @contextlib.contextmanager
 def frozen(console):
-    os.killpg(console.process.pid, signal.SIGSTOP)  # with what a shell has started
-    try:
-        yield
-    finally:
-        os.killpg(console.process.pid, signal.SIGCONT)
+    signal_all(console, signal.SIGSTOP)
+    yield
+    signal_all(console, signal.SIGCONT)
+
+
+def signal_all(console, signum):
+    """Signal a program and what it has started, as a shell has, unless it ends by itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(console.process.pid, signum)
 
 
 @contextlib.contextmanager
@@ -196,7 +210,6 @@ def main():
     parser.add_argument("--textbook", action="store_true", help="strike the tutorial's scripts")
     options = parser.parse_args()
     print(brokers.choose().__name__, options, flush=True)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a closed port
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.default_int_handler)  # what was started is ended
     chance = random.Random(options.seed)
