@@ -1,91 +1,105 @@
-"""Measure the two scripts beside the tutorial's bare code and what else a user could pick.
+"""Measure the two scripts beside the tutorial's own and what else a user could pick.
 
 The contestants run in turn, round after round (A B C, A B C), against one broker, all of them with
 persistent messages, late acknowledgement and a prefetch of one. Workers write to a pipe, and what
-they print is stamped here, the same way for all. "floor" is the least that pika can do.
+they print is stamped here, the same way for all. Work is what the tutorial's is, a sleep for each
+dot. In the row of tasks whose work is `pass`, that is put in place of the sleep in each one's file.
+
+"tutorial" sends one task with the tutorial's new_task.py, which waits for no confirm; as it sends
+no more, many are sent by the least that pika can do: publish, and wait for the confirm. Without the
+sleep, its worker is the least, too. (aio-pika's work must not block, and no other's is like that.)
 """
 
 import argparse
 import contextlib
-import logging
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.harness import brokers
-from tests.harness.consoles import Console, file_of
+from tests.harness.consoles import ROOT, Console, file_of
 from tests.harness.queues import Queue
-from tests.harness.scripts import NEW_TASK, PEERS, WORKER
+from tests.harness.scripts import PEERS
 from tests.harness.waiting import wait_until
 
 QUEUES = ("task_queue", "celery", "default", "default.DQ", "default.XQ")
 RECEIVED, DONE = " [x] Received", " [x] Done"
+SLEEP = re.compile(r"(await asyncio|time)\.sleep\(.*\.count\(.*\)\)")
 
 
 class Contestant(NamedTuple):
-    """What Python runs in the folder `peers`: to send a text, to send lines, to do tasks."""
+    """What Python runs in a folder: to send a text, to send lines, to do tasks."""
 
     one: str
     many: str
     worker: str
     queue: str = "task_queue"
+    folder: Path = PEERS
 
 
 CELERY_WORKER = "-m celery --quiet -A celery_app worker -P prefork -c 1 -l ERROR -n NUMBER"
 DRAMATIQ_WORKER = "-m dramatiq --processes 1 --threads 1 --skip-logging dramatiq_app"
-OURS = f"../../../{NEW_TASK}"
 CONTESTANTS = {
-    "ours": Contestant(OURS, f"{OURS} -", f"../../../{WORKER}"),
-    "tutorial": Contestant("tutorial_new_task.py", "floor.py -", "tutorial_worker.py"),
+    "ours": Contestant("new_task.py", "new_task.py -", "worker.py", folder=ROOT),
+    "tutorial": Contestant("tutorial_new_task.py", "tutorial_lines.py", "tutorial_worker.py"),
     "aio-pika": Contestant("aio.py", "aio.py -", "aio.py worker"),
     "Celery": Contestant("celery_app.py", "celery_app.py -", CELERY_WORKER, "celery"),
     "Dramatiq": Contestant("dramatiq_app.py", "dramatiq_app.py -", DRAMATIQ_WORKER, "default"),
-    "floor": Contestant("floor.py", "floor.py -", "floor.py worker"),
 }
 
 
 class Bench:
-    """A broker with empty queues, one of the contestants, and what is running of it."""
+    """A broker with empty queues, a copy of a contestant's programs, and what is running of it."""
 
     def __init__(self, broker, who):
         self.who = who
         self.queue = Queue(broker, who.queue)
-        url = brokers.Broker.url(broker)  # of one node of a cluster: not all take several
-        self.env = {**os.environ, "AMQP_URL": url, "dramatiq_queue_prefetch": "1"}
+        self.env = {**os.environ, "AMQP_URL": broker.url(), "dramatiq_queue_prefetch": "1"}
         self.consoles = []
+        self.copy = tempfile.TemporaryDirectory()
+        self.folder = Path(self.copy.name)
+        for program in who.folder.glob("*.py"):
+            (self.folder / program.name).write_text(program.read_text())
         for name in QUEUES:
             Queue(broker, name).delete()
 
-    def start(self, words, stdin=b""):
-        argv = [sys.executable, *words.split()]
-        self.consoles.append(Console(*argv, env=self.env, cwd=PEERS, stdin=stdin))
-        return self.consoles[-1]
+    def leave_out_work(self):
+        for program in self.folder.glob("*.py"):
+            text = SLEEP.sub("pass", program.read_text())
+            assert ".count(" not in text, f"{program.name} has another work"
+            program.write_text(text)
 
     def run(self, words, lines=b""):
         """Run a client to its end; return how many seconds it took."""
         argv = [sys.executable, *words.split()]
         null = subprocess.DEVNULL
-        with file_of(lines) as stdin:
+        with file_of(lines) as file:
             began = time.perf_counter()
-            subprocess.run(argv, env=self.env, cwd=PEERS, stdin=stdin, stdout=null, check=True)
+            subprocess.run(argv, env=self.env, cwd=self.folder, stdin=file, stdout=null, check=True)
             return time.perf_counter() - began
 
     def workers(self, count):
         """Start workers, and return them when all of them consume."""
         self.run(self.who.many, b"first\n")  # so that the queue is there
-        words = self.who.worker
-        found = [self.start(words.replace("NUMBER", f"{number}")) for number in range(count)]
+        for number in range(count):
+            words = self.who.worker.replace("NUMBER", str(number)).split()
+            console = Console(sys.executable, *words, env=self.env, cwd=self.folder)
+            self.consoles.append(console)
         wait_until(lambda: self.queue.consumers() == count, "all workers consume")
-        wait_until(lambda: any(stamps(one, DONE) for one in found), "the first task is done")
-        return found
+        wait_until(lambda: any(stamps(one, DONE) for one in self.consoles), "the first is done")
+        return list(self.consoles)
 
     def close(self):
         for console in self.consoles:
             console.close()
+        self.copy.cleanup()
 
 
 def stamps(worker, start):
@@ -98,8 +112,8 @@ def stamps(worker, start):
 
 def one_sent(bench):
     """one task sent by a new process, ms"""
-    bench.run(bench.who.one + " first")  # so that the queue is there
-    return 1000 * bench.run(bench.who.one + " Hello")
+    bench.run(f"{bench.who.one} first")  # so that the queue is there
+    return 1000 * bench.run(f"{bench.who.one} Hello")
 
 
 def many_sent(bench):
@@ -110,7 +124,7 @@ def many_sent(bench):
 
 
 def many_done(bench):
-    """tasks without work done by a worker, per second"""
+    """tasks without dots done by a worker, per second"""
     bench.run(bench.who.many, b"task\n" * 5000)
     [worker] = bench.workers(1)
     wait_until(lambda: len(stamps(worker, DONE)) == 5001, "all are done", 600, poll=0.5)
@@ -118,25 +132,17 @@ def many_done(bench):
     return (len(at) - 1) / (at[-1] - at[0])
 
 
+def many_passed(bench):
+    """tasks whose work is `pass` done by a worker, per second"""
+    bench.leave_out_work()
+    return many_done(bench)
+
+
 def memory(bench):
     """memory of an idle worker, MiB"""
     [worker] = bench.workers(1)
     family = brokers.run("ps", "-o", "rss=", "--sid", str(worker.process.pid))
     return sum(int(size) for size in family.split()) / 1024
-
-
-def picked_up(bench):
-    """from typing a task to `Received`, median, ms"""
-    [worker] = bench.workers(1)
-    producer = bench.start(bench.who.many, subprocess.PIPE)
-    took = []
-    for _ in range(200):
-        began = time.monotonic()
-        producer.type("task\n")
-        wait_until(lambda: len(stamps(worker, DONE)) == len(took) + 2, "it is done", poll=0.001)
-        took.append(stamps(worker, RECEIVED)[-1] - began)
-        time.sleep(0.005)  # until it is acknowledged, and the worker idle
-    return 1000 * statistics.median(took)
 
 
 def killed(bench):
@@ -155,55 +161,61 @@ def killed(bench):
     return 1000 * (stamps(other, RECEIVED)[-1] - began)
 
 
-MEASUREMENTS = {  # how, in how many rounds, and who cannot: one sends no lines, one does no work
-    "one": (one_sent, 30, None),
-    "many": (many_sent, 6, "tutorial"),
-    "done": (many_done, 9, None),
-    "memory": (memory, 3, None),
-    "pick-up": (picked_up, 3, None),
-    "kill": (killed, 9, "floor"),
+MEASUREMENTS = {
+    "one": one_sent,
+    "many": many_sent,
+    "done": many_done,
+    "pass": many_passed,
+    "memory": memory,
+    "kill": killed,
 }
 
 
-def measure(how, broker, who):
-    print(f"{how.__name__}: {who}", file=sys.stderr)
-    with contextlib.closing(Bench(broker, CONTESTANTS[who])) as bench:
+def measure(how, broker, name):
+    """Have a contestant measured; one of an unknown name is the scripts in a folder."""
+    who = CONTESTANTS.get(name) or CONTESTANTS["ours"]._replace(folder=Path(name))
+    with contextlib.closing(Bench(broker, who)) as bench:
         return how(bench)
 
 
 def cell(values):
     """Return the median, and half the range of the rounds in per cent of it."""
-    if not values:
-        return ""
     median = statistics.median(values)
     places = 0 if median >= 100 else 2
     half_range = 50 * (max(values) - min(values)) / median
     return f"{median:.{places}f} ±{half_range:.0f} %"
 
 
+def known(name):
+    if name not in CONTESTANTS and not Path(name, "worker.py").exists():
+        raise argparse.ArgumentTypeError(f"{name} is no folder with the scripts")
+    return name
+
+
 def main():
-    others = list(CONTESTANTS)[1:]
     parser = argparse.ArgumentParser(prog="tests/bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30, help="take no more turns than these")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS)
-    parser.add_argument("--beside", nargs="*", choices=others, default=others)
-    parser.add_argument("--cluster", action="store_true", help="on three nodes, in Docker")
+    parser.add_argument(
+        "--beside",
+        nargs="*",
+        type=known,
+        default=list(CONTESTANTS)[1:],
+        help=f"which of {', '.join(CONTESTANTS)}, or a folder with another version of the scripts",
+    )
     given = parser.parse_args()
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a broker
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
     columns = ["ours", *given.beside]
-    with contextlib.closing(brokers.Cluster() if given.cluster else brokers.choose()()) as broker:
+    with contextlib.closing(brokers.choose()()) as broker:
         broker.start()
-        print(f"{type(broker).__name__} {broker.ctl('version')}")
-        print("|  | rounds |", *(f"{who} |" for who in columns))
-        print("|---|" + "---:|" * (1 + len(columns)))
-        for how, rounds, incapable in (MEASUREMENTS[name] for name in given.only):
-            rounds = min(rounds, given.rounds)
-            figures = {who: [] for who in columns}
-            for who in columns * rounds:
-                if who != incapable:
-                    figures[who].append(measure(how, broker, who))
-            print(f"| {how.__doc__} | {rounds} |", *(f"{cell(figures[who])} |" for who in columns))
+        print(f"{type(broker).__name__} {broker.ctl('version').strip()}, {given.rounds} rounds")
+        print("|  |", " | ".join(columns), "|")
+        print("|---|" + "---:|" * len(columns))
+        for how in map(MEASUREMENTS.get, given.only):
+            figures = {name: [] for name in columns}
+            for name in columns * given.rounds:
+                figures[name].append(measure(how, broker, name))
+            print(f"| {how.__doc__} |", " | ".join(map(cell, figures.values())), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ async def work(queue):
         async for message in messages:
             async with message.process():
                 print(f" [x] Received {message.body.decode()}", flush=True)
-                if seconds := message.body.count(b"."):
-                    await asyncio.sleep(seconds)
+                await asyncio.sleep(message.body.count(b"."))
                 print(" [x] Done", flush=True)
 
 

@@ -19,8 +19,7 @@ app.conf.update(
 @app.task(name="work")
 def work(text):
     print(f" [x] Received {text}", flush=True)
-    if seconds := text.count("."):
-        time.sleep(seconds)
+    time.sleep(text.count("."))
     print(" [x] Done", flush=True)
 
 

@@ -14,8 +14,7 @@ dramatiq.set_broker(RabbitmqBroker(url=os.environ["AMQP_URL"], confirm_delivery=
 def work(text):
     out = sys.__stdout__  # sys.stdout is a pipe to Dramatiq's log
     print(f" [x] Received {text}", file=out, flush=True)
-    if seconds := text.count("."):
-        time.sleep(seconds)
+    time.sleep(text.count("."))
     print(" [x] Done", file=out, flush=True)
 
 
