@@ -1,57 +1,35 @@
 """Play the tutorial in four chapters, and show as it happens what its consoles show."""
 
 import argparse
-import io
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from rich.console import Console as Terminal
-from rich.table import Table
-
 from tests.harness import brokers
 from tests.harness.consoles import Console
 from tests.harness.queues import Queue
 from tests.harness.scripts import FIVE_TASKS, NEW_TASK, WORKER, done, received
-from tests.harness.waiting import wait_until
+from tests.tools import picture
 
-terminal = Terminal(highlight=False, markup=False, soft_wrap=True)  # plain where it is no terminal
-COLOURS = {"worker 1": "cyan", "worker 2": "magenta", "producer": "green"}
-
-# As rich's own format, but for a font from the network.
-SVG = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
-<style>
-.{unique_id}-matrix {{ font-family: monospace; font-size: {char_height}px; white-space: pre }}
-.{unique_id}-title {{ font-family: sans-serif; font-size: 18px }}
-{styles}
-</style>
-<defs>
-<clipPath id="{unique_id}-clip-terminal">
-<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
-</clipPath>
-{lines}
-</defs>
-{chrome}
-<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
-{backgrounds}
-<g class="{unique_id}-matrix">
-{matrix}
-</g>
-</g>
-</svg>
-"""
+COLOURS = {"worker 1": "36", "worker 2": "35", "producer": "32"}  # as a terminal numbers them
+BOLD, BOLD_RED = "1", "1;31"
+LONG_ONE = "A long one....."
 
 
-def draw(path, lines):
-    """Write a picture of lines (seconds, console, text), with a column for each console."""
-    table = Table(*COLOURS, box=None, padding=(0, 2, 0, 0))
-    for _, title, text in sorted(lines):
-        table.add_row(*[""] * list(COLOURS).index(title), text)
-    picture = Terminal(record=True, width=142, file=io.StringIO(), highlight=False, markup=False)
-    picture.print(table, "")  # rich would define no clip path for the last line
-    what = "A worker is killed in the middle of a task, and another does it"
-    picture.save_svg(path, title=what, code_format=SVG, unique_id="demo")
+class NotSeen(Exception):
+    """What a chapter promises has not happened."""
+
+
+def see(condition, what):
+    if not condition:
+        raise NotSeen(what)
+
+
+def say(text, style=""):
+    if style and sys.stdout.isatty():
+        text = f"\033[{style}m{text}\033[m"
+    print(text, flush=True)
 
 
 class Stage:
@@ -65,7 +43,7 @@ class Stage:
 
     def tell(self, title, text, at=None):
         self.shown.add((at or time.monotonic(), title, text))
-        terminal.print(f"{title} | {text}", style=COLOURS.get(title))
+        say(f"{title} | {text}", COLOURS.get(title))
 
     def open(self, title, *argv):
         self.tell(title, f"$ python {' '.join(argv)}")
@@ -77,14 +55,21 @@ class Stage:
         """Start a worker and wait until it consumes, as the first that does gets the first task."""
         others = [one for one in self.workers.values() if one.process.poll() is None]
         self.workers[title] = self.open(title, WORKER)
-        self.show_until(lambda: self.workers[title].out, "the worker waits for messages")
-        self.show_until(lambda: self.queue.consumers() > len(others), "RabbitMQ knows the worker")
+        self.show_until(lambda: self.workers[title].out, f"{title} waits for messages")
+        self.show_until(lambda: self.queue.consumers() > len(others), f"{title} consumes")
+
+    def restart_ended(self):
+        """Start each worker again that has ended."""
+        for title, worker in list(self.workers.items()):
+            if worker.process.poll() is not None:
+                self.start_worker(title)
 
     def send(self, *tasks):
         for task in tasks:
             sent = self.open("producer", NEW_TASK, *task.split())
-            assert sent.wait() == 0 and sent.out == [f" [x] Sent {task}"], str(sent)
+            sent.wait()
             self.show()
+            see(sent.out == [f" [x] Sent {task}"], f"it is sent: {task}")
 
     def show(self):
         """Show the lines that have come since the last time, in the order they came."""
@@ -97,14 +82,18 @@ class Stage:
             self.tell(title, text, at)
 
     def show_until(self, condition, what, timeout=60):
-        wait_until(lambda: self.show() or condition(), what, timeout)
+        until = time.monotonic() + timeout
+        while not condition():
+            see(time.monotonic() < until, what)
+            self.show()
+            time.sleep(0.05)
         self.show()
 
     def show_while(self, action):
         """Show what comes while `action` runs."""
         with ThreadPoolExecutor() as pool:
             running = pool.submit(action)
-            self.show_until(running.done, f"the end of {action}", timeout=150)
+            self.show_until(running.done, f"the end of {action.__name__}()", timeout=150)
             running.result()
 
     def show_until_done(self, *tasks):
@@ -125,13 +114,13 @@ def round_robin(stage):
     stage.send(*FIVE_TASKS)
     stage.show_until_done(*FIVE_TASKS)
     first, second = (received(worker) for worker in stage.workers.values())
-    assert (first, second) == (FIVE_TASKS[::2], FIVE_TASKS[1::2]), (first, second)
+    see((first, second) == (FIVE_TASKS[::2], FIVE_TASKS[1::2]), "they get the tasks in turn")
     return f"worker 1 had {len(first)}, worker 2 had {len(second)}, in turn"
 
 
 def acknowledgment(stage):
     """Message acknowledgment: a worker is killed in mid-task, and the other has its task"""
-    task = "A long one....."
+    task = LONG_ONE
     stage.send(task)
     stage.show_until(lambda: task in received(*stage.workers.values()), "a worker has it")
     one, other = sorted(stage.workers, key=lambda title: task not in received(stage.workers[title]))
@@ -141,7 +130,6 @@ def acknowledgment(stage):
     stage.show_until(lambda: task in received(stage.workers[other]), "the other worker has it")
     moved = time.monotonic() - killed
     stage.show_until(lambda: task in done(stage.workers[other]), "the other worker has done it")
-    stage.start_worker(one)
     return f"the other had it after {moved:.1f} s, and did it"
 
 
@@ -151,7 +139,7 @@ def durability(stage):
     stage.send(*tasks)
     stage.tell("RabbitMQ", "stops")
     stage.show_while(stage.broker.stop)
-    assert "Waits." not in received(*stage.workers.values()), "it did not wait"
+    see("Waits." not in received(*stage.workers.values()), "a task waits")
     stage.show_while(stage.broker.start)
     stage.tell("RabbitMQ", "is back")
     stage.show_until(lambda: stage.queue.consumers() == 2, "both workers are back")
@@ -165,22 +153,23 @@ def fair_dispatch(stage):
     stage.send(*tasks)
     stage.show_until_done(*tasks)
     had = [len(set(tasks) & set(received(worker))) for worker in stage.workers.values()]
-    assert sorted(had) == [1, 4], f"the workers had {had} of the five tasks"
+    see(sorted(had) == [1, 4], f"one has the heavy task alone (the workers had {had})")
     return "one worker had the heavy task, the other all four light ones"
 
 
 def play(stage):
-    """Play all chapters; return what was seen of each, and what to draw. Or AssertionError."""
+    """Play all chapters; return what was seen of each, and what to draw."""
     stage.start_worker("worker 1")
     stage.start_worker("worker 2")
-    seen, picture = [], set(stage.shown)
+    seen, drawn = [], set(stage.shown)
     for number, chapter in enumerate((round_robin, acknowledgment, durability, fair_dispatch), 1):
-        terminal.print(f"\n{number}. {chapter.__doc__}\n", style="bold")
+        say(f"\n{number}. {chapter.__doc__}\n", BOLD)
         before = set(stage.shown)
         seen.append(f"{number}. {chapter.__doc__}. Seen: {chapter(stage)}.")
         if chapter is acknowledgment:
-            picture |= stage.shown - before
-    return seen, picture
+            drawn |= stage.shown - before
+            stage.restart_ended()
+    return seen, [(title, text) for _, title, text in sorted(drawn) if title in stage.workers]
 
 
 def main():
@@ -188,22 +177,22 @@ def main():
     parser.add_argument("--svg", metavar="FILE", help="draw the second chapter")
     path = parser.parse_args().svg
     kind = brokers.choose()
-    terminal.print(f"Starting RabbitMQ ({kind.__name__}); the first time takes longer ...")
+    say(f"Starting RabbitMQ ({kind.__name__}); the first time takes longer ...")
     stage = Stage(kind())
     try:
         stage.broker.start()
-        seen, picture = play(stage)
-        if path:
-            draw(path, picture)
-    except AssertionError as error:
+        seen, drawn = play(stage)
+    except NotSeen as what:
         stage.show()
-        terminal.print(f"\nNot seen: {error}", style="bold red")
+        say(f"\nNot seen: {what}", BOLD_RED)
         return 1
     finally:
         stage.close()
         stage.broker.close()
-    terminal.print("", *seen, sep="\n", style="bold")
-    terminal.print("\nEverything that was started is stopped.")
+    if path:
+        picture.draw(path, drawn, LONG_ONE)
+    say("\n".join(["", *seen]), BOLD)
+    say("\nEverything that was started is stopped.")
     return 0
 
 
