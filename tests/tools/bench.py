@@ -7,7 +7,7 @@ dot. In the row of tasks whose work is `pass`, that is put in place of the sleep
 
 "tutorial" sends one task with the tutorial's new_task.py, which waits for no confirm; as it sends
 no more, many are sent by the least that pika can do: publish, and wait for the confirm. Without the
-sleep, its worker is the least, too. (aio-pika's work must not block, and no other's is like that.)
+sleep, its worker is the least, too. (Work in aio-pika may not block; elsewhere it may.)
 """
 
 import argparse
@@ -30,7 +30,8 @@ from tests.harness.scripts import PEERS
 from tests.harness.waiting import wait_until
 
 QUEUES = ("task_queue", "celery", "default", "default.DQ", "default.XQ")
-RECEIVED, DONE = " [x] Received", " [x] Done"
+RECEIVED = " [x] Received"
+DONE = " [x] Done"
 SLEEP = re.compile(r"(await asyncio|time)\.sleep\(.*\.count\(.*\)\)")
 
 
@@ -187,6 +188,7 @@ def cell(values):
 
 
 def known(name):
+    """Return `name` if it is a contestant's, or a folder's with the scripts."""
     if name not in CONTESTANTS and not Path(name, "worker.py").exists():
         raise argparse.ArgumentTypeError(f"{name} is no folder with the scripts")
     return name

@@ -121,9 +121,9 @@ class Soak(Flow):
         with fault:
             time.sleep(chance.uniform(1, 10))
         over = time.monotonic()
-        tell("it is over")
         wait_until(lambda: self.replace_ended() or self.last_done() > over, "a task is done", 90)
         self.recoveries.append(self.last_done() - over)
+        tell(f"it is over, and a task was done {self.recoveries[-1]:.1f} s later")
 
     def drain(self):
         """Let all heal, and wait until the queue is empty."""
@@ -154,7 +154,7 @@ class Soak(Flow):
         row("tasks told as sent", len(self.sent()))
         row("**lost**", len(lost))
         row("done and never given", len(unexpected))
-        row("done once more", len(times_done) - len(set(times_done)))
+        row("done again", len(times_done) - len(set(times_done)))
         row("workers down after a fault", self.down)
         row("until a task is done again, median", f"{statistics.median(self.recoveries):.1f} s")
         row("until a task is done again, worst", f"{max(self.recoveries):.1f} s")
