@@ -22,7 +22,7 @@ class Feeder:
         self.thread.start()
 
     def _feed(self):
-        while not self.ending.wait(0.3):  # else a broker that is away has them start without end
+        while not self.ending.wait(0.5):  # else a broker that is away has them start without end
             producer = self.start_producer(self._next_batch())
             self.producers.append(producer)
             producer.wait()

@@ -44,7 +44,7 @@ class Soak(Flow):
         self.proxy = Proxy(self.broker.port)
         # Through this a batch takes about a second, so that faults strike in the middle of one.
         self.narrow = Proxy(self.proxy.port)
-        self.narrow.pace = 4000
+        self.narrow.pace = 6000
         self.ports = itertools.cycle([self.proxy.port, self.broker.port])  # of the workers
         self.running = []  # of all the workers
         self.down = 0  # workers that a fault has ended
