@@ -14,7 +14,7 @@ from tests.harness.consoles import ROOT, Console
 from tests.harness.proxy import Proxy
 from tests.harness.queues import Queue
 from tests.harness.readmes import edited
-from tests.harness.scripts import NEW_TASK, RECEIVED, TUTORIAL, WAITING, WORKER
+from tests.harness.scripts import NEW_TASK, RECEIVED, SECRET, TUTORIAL, WAITING, WORKER
 from tests.harness.waiting import wait_until
 
 # A shell that starts us in the background has us ignore Ctrl+C, and our consoles would inherit it.
@@ -150,6 +150,15 @@ def new_task(start):
         return console
 
     return send
+
+
+@pytest.fixture
+def powerless(broker):
+    """A user who may log in, and may do nothing else: user:password."""
+    broker.ctl("add_user", "powerless", SECRET)
+    broker.ctl("set_permissions", "powerless", "^$", "^$", "^$")
+    yield f"powerless:{SECRET}"
+    broker.ctl("delete_user", "powerless")
 
 
 @pytest.fixture

@@ -44,7 +44,9 @@ def test_a_body_that_is_no_utf_8_ends_one_worker_after_the_other(tutorials, work
         console = tutorials("worker")
         assert console.wait() != 0
         assert "UnicodeDecodeError" in console.err[-1]
-    worker().wait_for_line(DONE)
+    console = worker()
+    console.wait_for_line(DONE)
+    assert received(console) == [r"\xff"]
 
 
 # --- durable=True, and delivery_mode=Persistent ---
@@ -89,7 +91,7 @@ def test_without_confirms_a_full_queue_swallows_a_task_in_silence(broker, queue,
     broker.ctl("set_policy", "full", "^task_queue$", limit, "--apply-to", "queues")
     try:
         console = start(NEW_TASK, "-", stdin=b"1\n2\n3\n4\n")
-        line = told(console, "the queue is full", f"127.0.0.1:{broker.port}")
+        line = told(console, "is the queue full", f"127.0.0.1:{broker.port}")
         assert confirmed(line) == len(console.out) == queue.ready() < 4
         assert tutorials("new_task", "Lost.").out == [" [x] Sent Lost."]
         assert b"Lost." not in queue.take_all()

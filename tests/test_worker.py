@@ -1,11 +1,11 @@
 """worker.py does one task at a time, ends as it is told, and comes back, whatever happens."""
 
+import contextlib
 import re
 import shlex
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -15,27 +15,6 @@ from tests.harness.consoles import ROOT
 from tests.harness.readmes import edited
 from tests.harness.scripts import AGAIN, DONE, IN_HAND, NOBODY, RECEIVED, WAITING, WORKER, received
 from tests.harness.waiting import wait_until
-
-# --- What it shows ---
-
-
-def test_no_body_forges_a_line_or_drives_the_terminal(worker, queue):
-    bodies = {
-        "Grüße, 世界 🐇".encode(): "Grüße, 世界 🐇",
-        b"\xff\xfe": r"\xff\xfe",
-        b"a\n [x] Done\r": r"a\n [x] Done\r",
-        b"\x1b[2Jx\x07\x9b": r"\x1b[2Jx\x07\x9b",
-        "x\u202eevil\u2028".encode(): r"x\u202eevil\u2028",
-        "\U000e0001".encode(): r"\U000e0001",
-        b"\0": r"\x00",
-        b"": "",
-        b"x" + "🐇".encode() * 2000: "x" + "🐇" * 999,  # no character is cut in two
-    }
-    console = worker(env={"PYTHONUTF8": "1"})
-    queue.publish(*bodies)
-    console.wait_for_line(DONE, count=len(bodies))
-    assert received(console) == list(bodies.values())
-    assert console.err == []
 
 
 def test_an_argument_is_an_error(start):
@@ -48,17 +27,20 @@ def test_an_argument_is_an_error(start):
 # --- While it works ---
 
 
-@pytest.mark.parametrize(
-    "work", ["time.sleep(9)", "end = time.monotonic() + 9\nwhile time.monotonic() < end: pass"]
-)
+@pytest.mark.parametrize("work", ["sleeps", "computes"])
 def test_a_task_of_many_heartbeats_is_worked_once(worker_of, broker, queue, work):
     """Nine seconds at a heartbeat of one: a broker that misses two closes the connection."""
-    console = worker_of(work, url=broker.url(query="heartbeat=1"))
+    lines = {
+        "sleeps": "time.sleep(9)",
+        "computes": "end = time.monotonic() + 9\nwhile time.monotonic() < end: pass",
+    }
+    console = worker_of(lines[work], url=broker.url(query="heartbeat=1"))
     queue.publish(b"long")
     console.wait_for_line(DONE)
     queue.wait_for_counts(0, 0)
     assert console.err == []
-    assert processor_seconds(console) < 2 or "pass" in work
+    if work == "sleeps":
+        assert processor_seconds(console) < 2
 
 
 def processor_seconds(console):
@@ -98,7 +80,8 @@ def test_a_task_that_comes_with_sigterm_is_not_begun(workers, queue):
 
 def test_ctrl_c_ends_it_while_the_work_waits_for_threads_of_its_own(worker_of, queue):
     console = worker_of(
-        "with worker.futures.ThreadPoolExecutor() as pool: pool.submit(time.sleep, 25).result()"
+        "with ThreadPoolExecutor() as pool: pool.submit(time.sleep, 25).result()",
+        top="from concurrent.futures import ThreadPoolExecutor",
     )
     queue.publish(b"task")
     console.wait_for_line(RECEIVED)
@@ -126,26 +109,26 @@ def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_takes_no_other(
     assert queue.take_all() == [b"waits"]
 
 
-def test_a_second_sigterm_stops_it_at_once(busy, queue):
-    console = busy(30)
-    console.signal(signal.SIGTERM)
-    # Of two SIGTERM that are pending together one would be dropped.
-    wait_until(lambda: int(console.status("ShdPnd"), 16) == 0, "the first is taken")
-    ended_within(console, 1, signal.SIGTERM)
-    wait_until(lambda: queue.ready() == 2, "both tasks are back")
-
-
-def test_two_signals_at_any_moment_of_a_task_end_it_at_once(busy, queue):
-    """Each pair comes a little later than the last: in a task, near its end, or in the next."""
-
-    def end(number):
-        console = busy(1)
-        time.sleep(number / 15)  # the moment is what is tested
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["in a task", "while lost work goes on", "while it connects"])
+def test_a_second_signal_ends_it_at_once(worker, proxy, queue, moment, second):
+    console = worker(url=proxy.url)
+    queue.publish(b"long" + b"." * 60)
+    console.wait_for_line(RECEIVED)
+    with contextlib.ExitStack() as stack:
+        if moment != "in a task":
+            proxy.reset()
+            console.wait_for_line(IN_HAND)
+        if moment == "while it connects":
+            console.kill()
+            stack.enter_context(proxy.black_hole())
+            console = worker(waiting=False, url=proxy.url)
+            wait_until(lambda: proxy.sockets, "it connects")
         console.signal(signal.SIGTERM)
-        ended_within(console, 1.5, signal.SIGINT)
-
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(end, range(18)))
+        # Of two SIGTERM that are pending together one would be dropped.
+        wait_until(lambda: int(console.status("ShdPnd"), 16) == 0, "the first is taken")
+        ended_within(console, 2, second)
+    wait_until(lambda: queue.ready() == 1, "the task is back")
 
 
 def test_sigterm_that_meets_a_lost_connection_ends_it_with_a_line(worker, proxy, queue):
@@ -163,8 +146,11 @@ def test_sigterm_that_meets_a_lost_connection_ends_it_with_a_line(worker, proxy,
 
 def test_sigterm_lets_work_that_has_lost_its_connection_end_as_any_other(worker_of, proxy, queue):
     """A Python that is ending starts no new threads: such work must not fail for that."""
-    thread = "worker.futures.ThreadPoolExecutor().submit(print, 'from a thread').result()"
-    console = worker_of(f"time.sleep(3)\n{thread}", url=proxy.url)
+    console = worker_of(
+        "time.sleep(3)\nThreadPoolExecutor().submit(print, 'from a thread').result()",
+        top="from concurrent.futures import ThreadPoolExecutor",
+        url=proxy.url,
+    )
     queue.publish(b"task")
     console.wait_for_line(RECEIVED)
     proxy.reset()
@@ -189,16 +175,17 @@ def test_pauses_grow_and_are_jittered(worker):
     workers = [worker(waiting=False, url=f"amqp://{NOBODY}") for _ in range(8)]
     taken = []
     for console in workers:
-        first, fourth = (console.wait_for_line(AGAIN, count=count).at for count in (1, 4))
+        first, _, third, fourth = (console.wait_for_line(AGAIN, count=n).at for n in range(1, 5))
         assert fourth - console.started >= 1 + 2 + 4
-        assert fourth - first < 2 + 4 + 8
+        assert fourth - third >= 4 - 1  # a line may be read late
+        assert fourth - first < 2 * (1.5 + 3 + 6)
         taken.append(fourth - first)
     assert max(taken) - min(taken) > 0.1  # as in each of 400,000 simulated runs
 
 
 def test_pauses_grow_where_each_connection_is_dropped_at_once(worker, proxy):
-    """A moment after it consumes. A slow try may begin the pauses anew, so one of four seconds will
-    do: without growth, all are below two."""
+    """As it consumes. A slow try may begin the pauses anew, so one of four seconds will do: without
+    growth, all are below two."""
     proxy.fatal = b"\0\x3c\0\x15"  # basic.consume-ok
     console = worker(url=proxy.url)
 

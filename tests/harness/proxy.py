@@ -23,7 +23,7 @@ class Proxy:
         for event in self.open.values():
             event.set()
         self.pace = None  # bytes per second
-        self.fatal = None  # bytes: a fifth of a second after they have passed, a connection ends
+        self.fatal = None  # bytes that end a connection instead of passing
         self.closing = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -53,10 +53,9 @@ class Proxy:
                 if self.pace is not None:
                     self.closing.wait(len(data) / self.pace)
                 self.open[way].wait()
-                sink.sendall(data)
                 if self.fatal and self.fatal in data:
-                    self.closing.wait(0.2)  # else the client sees the end before it has read them
                     break
+                sink.sendall(data)
         except OSError:
             pass  # one end has reset the connection: so the other is told
         if source not in self.sockets:
