@@ -6,9 +6,9 @@ Usage: python new_task.py First message.   sends the words as one task ("Hello W
                                            that is not blank
 AMQP_URL=amqp[s]://user:password@host:port/vhost names RabbitMQ, or the nodes of its cluster,
 separated by commas; unset, it is on localhost.
-Exit status: 0 if all tasks are confirmed and shown, 130 after Ctrl+C, otherwise 1.
+Exit status: 0 if all tasks are confirmed and printed, 130 after Ctrl+C, otherwise 1.
 When a connection is lost, the task on its way may have arrived or not. If it is then sent again,
-to the next broker or by you, it may be done twice.
+to the next broker or by you, it may be done more than once.
 Help: --help, -h.
 """
 
@@ -17,7 +17,6 @@ import random
 import re
 import sys
 from contextlib import suppress
-from functools import cache
 from socket import gethostname
 
 import pika
@@ -27,10 +26,11 @@ SCRIPT = "new_task.py"
 confirmed = 0  # tasks so far
 
 
-def send(url):
-    """Send to the broker at `url` what the command line says and no other broker has confirmed.
+def send(url, lines):
+    """Send the words of the command line as one task or, if they are "-", each of `lines` (bytes).
 
-    Raise AMQPError if the broker is lost, or does not take a task.
+    Raise AMQPError if the broker at `url` is lost, or does not take a task. main() then calls this
+    again for the next broker.
     """
     global confirmed
     connection = connect(url)  # a pika.BlockingConnection
@@ -40,8 +40,8 @@ def send(url):
     channel.confirm_delivery()  # basic_publish() now waits until RabbitMQ has the task, or raises
 
     message = " ".join(sys.argv[1:]) or "Hello World!"
-    messages = unconfirmed(message)  # it, or the lines of standard input, as bytes
-    for message in messages:
+    tasks = lines if message == "-" else [os.fsencode(message)]  # as bytes
+    for message in tasks[confirmed:]:  # those that no broker has confirmed yet
         channel.basic_publish(
             exchange="",
             routing_key="task_queue",
@@ -51,7 +51,7 @@ def send(url):
         )
         confirmed += 1
         print(f" [x] Sent {printable(message)}")
-    with suppress(pika.exceptions.AMQPError):  # all is confirmed: a lost goodbye does no harm
+    with suppress(pika.exceptions.AMQPError):  # all is confirmed: closing may fail
         connection.close()
 
 
@@ -63,11 +63,10 @@ def main():
     set_up_output()
     known = brokers()
     try:
-        if sys.argv[1:] == ["-"]:
-            stdin_lines()  # before it connects, as the connection would not outlive a long wait
+        lines = stdin_lines() if sys.argv[1:] == ["-"] else []
         for address, url in known:
             try:
-                send(url)
+                send(url, lines)
                 return 0
             except pika.exceptions.AMQPError as error:
                 tell(f"cannot send to {address}: {reason(error)}")
@@ -79,14 +78,6 @@ def main():
     return 1
 
 
-def unconfirmed(message):
-    """Return the tasks, as bytes, that no other broker has confirmed."""
-    if message == "-":
-        return stdin_lines()[confirmed:]
-    return [os.fsencode(message)]  # the bytes that were typed, UTF-8 or not
-
-
-@cache
 def stdin_lines():
     """Return the lines of standard input that are not blank, as bytes without their ends."""
     return [line.rstrip(b"\r\n") for line in sys.stdin.buffer if line.strip()]
@@ -103,13 +94,13 @@ def tell(fault):
 class Parameters(pika.URLParameters):
     """What pika reads from a URL, with other defaults; ?heartbeat=30 in the URL overrides one."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika then gives up a silent broker after 13 to 26
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika looks every 8 + 5: silence lasts 26 at most
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
-# amqp://user:password@host:port/vhost?parameters, with %2F %3F %23 for / ? # in a password. Pika
-# would take "me" for the host in amqp://me:12/x@host, and 12 for a port, which a fault shows.
+# amqp://user:password@host:port/vhost?parameters. In amqp://me:12/34@host, whose password has a /,
+# pika would take "me" for the host and 12 for the port, and a fault would show that.
 URL_PATTERN = r"amqps?://[^/?#]*(/[^/?#@]*)?(\?[^#@]*)?"
 
 # What newcomers meet: words in repr(error), and what to do about it.
@@ -128,7 +119,7 @@ ADVICE = {
 def brokers():
     """Return (HOST:PORT, URL) of each broker in AMQP_URL, in random order; exit if one is unusable.
 
-    Random, so that many workers use all nodes of a cluster. (Given them all at once, pika would
+    Random, so that many workers use all nodes of a cluster. (Given all URLs at once, pika would
     stop at the first unknown host.)
     """
     urls = os.getenv("AMQP_URL", "").strip() or "amqp://localhost"
@@ -139,7 +130,8 @@ def brokers():
         except OSError as error:
             sys.exit(f"{SCRIPT}: cannot read a file that AMQP_URL names: {error}")
         except Exception:  # not shown, as it may quote the password
-            sys.exit(f"{SCRIPT}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
+            right = "amqp://user:password@host:port/vhost, with %XX for / ? # @ in a password"
+            sys.exit(f"{SCRIPT}: cannot use AMQP_URL; write {right}")
         found.append((f"{parameters.host}:{parameters.port}", url))
     random.shuffle(found)
     return found
@@ -155,7 +147,7 @@ def parameters_of(url):
 def connect(url):
     """Return a new pika.BlockingConnection; raise AMQPConnectionError, whatever prevents it."""
     try:
-        return pika.BlockingConnection(parameters_of(url))  # which reads renewed certificates
+        return pika.BlockingConnection(parameters_of(url))  # made anew, it reads certificates anew
     except Exception as error:  # pika also raises gaierror, SSLError and others
         raise pika.exceptions.AMQPConnectionError from error
 

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from concurrent import futures
 from itertools import cycle
 from multiprocessing import set_start_method
@@ -25,7 +25,7 @@ import pika
 
 SCRIPT = "worker.py"
 
-# Only for work() that starts processes: they must not be copies of this one, connection and all.
+# A process that work() starts is to be a fresh one. A copy of this one would keep its connection.
 set_start_method("spawn", force=True)
 
 # One thread does the tasks. Meanwhile the main thread sends heartbeats: without them, RabbitMQ
@@ -66,23 +66,25 @@ def consume(connection):
         if stopping:
             return  # not acknowledged, the task goes back to the queue when the connection closes
         print(f" [x] Received {printable(body)}")
-        in_hand = executor.submit(attempt, body)  # calls work(body), and returns whether it is done
+        # The other thread calls work(). Until that ends, look after the connection twice a second:
+        # that sends heartbeats, delivers no other task, and raises if the connection is lost.
+        in_hand = executor.submit(attempt, body)
         while futures.wait([in_hand], timeout=0.5).not_done:
-            connection.process_data_events()  # sends heartbeats; delivers nothing within a callback
+            connection.process_data_events()
             if ch.is_closed:
-                return  # as after consumer_timeout: start_consuming() raises why
+                return  # RabbitMQ has closed only the channel: start_consuming() will raise why
         if in_hand.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
-        else:
-            connection.sleep(1)  # as RabbitMQ delivers again at once what it gets back
+        else:  # work() has raised: put the task back, after a second, since it comes again at once
+            connection.sleep(1)
             ch.basic_nack(delivery_tag=method.delivery_tag)
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)
 
-    watch_for_sigterm(connection)  # from now on, while start_consuming() runs
-    channel.start_consuming()
-    raise pika.exceptions.ConsumerCancelled  # it returns if the queue is deleted, for example
+    watch_for_sigterm(connection)  # from now on, by a timer
+    channel.start_consuming()  # returns only if RabbitMQ ends it, as when the queue is deleted
+    raise pika.exceptions.ConsumerCancelled
 
 
 # --- The tutorial ends here. What follows keeps it going where things fail: ---
@@ -93,9 +95,9 @@ def attempt(body):
     """Return whether work() has done the task; if not, print why."""
     try:
         result = work(body)
-        # What async def, yield or submit() give is work that has not ended, or not even begun.
-        if isinstance(result, (AsyncIterator, Awaitable, Iterator, futures.Future)):
-            raise TypeError("work() must do the task before it returns; use asyncio.run() in it")
+        # A work() with async def, with yield, or that returns what submit() gives, has not ended.
+        if isinstance(result, (AsyncGenerator, Awaitable, Generator, futures.Future)):
+            raise TypeError("work() returned before the task was done; await it by asyncio.run()")
         return True
     except BaseException as error:  # even sys.exit() in work()
         print(f"{SCRIPT}: cannot do the task: {type(error).__name__}", file=sys.stderr)
@@ -109,7 +111,7 @@ def main():
     set_up_output()
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    pause = 1  # seconds
+    pause = 1  # seconds, then 2, 4 ... 20
     for address, url in cycle(brokers()):
         connected_at = None
         try:
@@ -121,7 +123,7 @@ def main():
             plan = "" if stopping else "; trying again"
             print(f"{SCRIPT}: {fault}{plan}", file=sys.stderr)
         if connected_at is not None and time.monotonic() - connected_at > 1:
-            pause = 1  # it was not dropped at once: begin anew
+            pause = 1  # the connection was not dropped at once
         wait(pause * random.uniform(1, 1.5))  # random, or all workers would come at once
         pause = min(2 * pause, 20)
 
@@ -143,7 +145,7 @@ def watch_for_sigterm(connection):
 
 def wait(seconds):
     """Wait for work that has lost its connection, then for `seconds`; exit after SIGTERM."""
-    if in_hand and not in_hand.done():  # meanwhile, leave its task, which comes again, to others
+    if in_hand and not in_hand.done():  # RabbitMQ may give its task, and others, to others now
         print(f"{SCRIPT}: waiting for the work in hand", file=sys.stderr)
         while not in_hand.done():
             time.sleep(0.1)
@@ -160,13 +162,13 @@ def wait(seconds):
 class Parameters(pika.URLParameters):
     """What pika reads from a URL, with other defaults; ?heartbeat=30 in the URL overrides one."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika then gives up a silent broker after 13 to 26
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika looks every 8 + 5: silence lasts 26 at most
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
 
-# amqp://user:password@host:port/vhost?parameters, with %2F %3F %23 for / ? # in a password. Pika
-# would take "me" for the host in amqp://me:12/x@host, and 12 for a port, which a fault shows.
+# amqp://user:password@host:port/vhost?parameters. In amqp://me:12/34@host, whose password has a /,
+# pika would take "me" for the host and 12 for the port, and a fault would show that.
 URL_PATTERN = r"amqps?://[^/?#]*(/[^/?#@]*)?(\?[^#@]*)?"
 
 # What newcomers meet: words in repr(error), and what to do about it.
@@ -185,7 +187,7 @@ ADVICE = {
 def brokers():
     """Return (HOST:PORT, URL) of each broker in AMQP_URL, in random order; exit if one is unusable.
 
-    Random, so that many workers use all nodes of a cluster. (Given them all at once, pika would
+    Random, so that many workers use all nodes of a cluster. (Given all URLs at once, pika would
     stop at the first unknown host.)
     """
     urls = os.getenv("AMQP_URL", "").strip() or "amqp://localhost"
@@ -196,7 +198,8 @@ def brokers():
         except OSError as error:
             sys.exit(f"{SCRIPT}: cannot read a file that AMQP_URL names: {error}")
         except Exception:  # not shown, as it may quote the password
-            sys.exit(f"{SCRIPT}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost")
+            right = "amqp://user:password@host:port/vhost, with %XX for / ? # @ in a password"
+            sys.exit(f"{SCRIPT}: cannot use AMQP_URL; write {right}")
         found.append((f"{parameters.host}:{parameters.port}", url))
     random.shuffle(found)
     return found
@@ -212,7 +215,7 @@ def parameters_of(url):
 def connect(url):
     """Return a new pika.BlockingConnection; raise AMQPConnectionError, whatever prevents it."""
     try:
-        return pika.BlockingConnection(parameters_of(url))  # which reads renewed certificates
+        return pika.BlockingConnection(parameters_of(url))  # made anew, it reads certificates anew
     except Exception as error:  # pika also raises gaierror, SSLError and others
         raise pika.exceptions.AMQPConnectionError from error
 

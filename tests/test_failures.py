@@ -34,8 +34,9 @@ def test_an_unusable_url_ends_both(start, program):
     """Which they are: test_functions.py."""
     console = start(program, url=f"amqp://admin:2024/{SECRET}@localhost/")
     assert console.wait() == 1
-    advice = "cannot use AMQP_URL; write amqp://user:password@host:port/vhost"
-    assert console.err == [f"{program}: {advice}"]
+    [line] = console.err
+    assert line.startswith(f"{program}: cannot use AMQP_URL; write amqp://user:password@host")
+    assert SECRET not in line
 
 
 # --- Several URLs ---

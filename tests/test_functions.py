@@ -148,8 +148,8 @@ def test_escapes_in_it_are_undone_and_parameters_override_the_defaults():
 def test_one_that_pika_refuses_or_misreads_ends_the_script_and_is_not_shown(brokers, url):
     with pytest.raises(SystemExit) as ended:
         brokers(url)
-    advice = "cannot use AMQP_URL; write amqp://user:password@host:port/vhost"
-    assert ended.value.code == f"new_task.py: {advice}"
+    assert "cannot use AMQP_URL; write amqp://user:password@host:port/vhost" in ended.value.code
+    assert SECRET not in ended.value.code
 
 
 def test_a_file_that_it_names_and_that_is_not_there_ends_the_script(brokers):
@@ -326,7 +326,7 @@ async def async_generator(body):
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize(
     "work",
-    [coroutine, generator, async_generator, lambda body: map(print, body), lambda body: Future()],
+    [coroutine, generator, async_generator, lambda body: Future()],
 )
 def test_work_that_has_only_begun_when_it_returns_is_not_done(attempt, work):
     first, *_, last = attempt(work)
