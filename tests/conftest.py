@@ -1,11 +1,13 @@
-"""The fixtures: a broker for the whole run, a clean queue and consoles for each test."""
+"""The fixtures: a broker, and a clean queue and consoles for each test."""
 
+import contextlib
 import logging
 import os
 import re
 import signal
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 
@@ -14,7 +16,7 @@ from tests.harness.consoles import ROOT, Console
 from tests.harness.proxy import Proxy
 from tests.harness.queues import Queue
 from tests.harness.readmes import edited
-from tests.harness.scripts import NEW_TASK, RECEIVED, SECRET, TUTORIAL, WAITING, WORKER
+from tests.harness.scripts import NEW_TASK, NOBODY, RECEIVED, SECRET, TUTORIAL, WAITING, WORKER
 from tests.harness.waiting import wait_until
 
 # A shell that starts us in the background has us ignore Ctrl+C, and our consoles would inherit it.
@@ -22,21 +24,46 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # then, too, all that runs is ended
 os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide a flush that is missing
 
-if brokers.choose() is not brokers.DockerBroker:
-    collect_ignore = ["test_compose.py"]
-
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at a broker that boots
 
 
+def pytest_xdist_auto_num_workers():
+    """Five for two processors, since tests wait more than they compute; each has a broker."""
+    return min(5 * len(os.sched_getaffinity(0)) // 2, 10)
+
+
+def pytest_ignore_collect(collection_path):
+    """Leave out what needs Docker where the broker is the local one."""
+    if collection_path.name == "test_compose.py":
+        return brokers.choose() is not brokers.DockerBroker or None
+
+
+# --- RabbitMQ; TEST_BROKER says which kind ---
+
+
+def started():
+    with contextlib.closing(brokers.choose()()) as broker:
+        broker.start()
+        yield broker
+
+
 @pytest.fixture(scope="session")
-def broker():
-    """The broker of this run; TEST_BROKER says which kind."""
-    chosen = brokers.choose()()
-    try:
-        chosen.start()
-        yield chosen
-    finally:
-        chosen.close()
+def shared_broker():
+    """The broker of all tests that leave it running."""
+    yield from started()
+
+
+@pytest.fixture
+def own_broker():
+    """A broker of this test alone, which may stop or kill it; its other fixtures have it, too."""
+    yield from started()
+
+
+@pytest.fixture
+def broker(request):
+    """The broker of this test."""
+    own = "own_broker" in request.fixturenames
+    return request.getfixturevalue("own_broker" if own else "shared_broker")
 
 
 @pytest.fixture
@@ -47,21 +74,29 @@ def queue(broker):
     return look
 
 
+# --- Programs ---
+
+
 @pytest.fixture
-def open_console(broker, queue):
-    """Start programs that talk to the broker; all are ended with the test."""
+def open_alone():
+    """Open programs that need no broker; all are ended with the test."""
     opened = []
 
-    def open_one(*argv, url=None, env=None, **options):
-        console = Console(*argv, env={"AMQP_URL": url or broker.url(), **(env or {})}, **options)
-        opened.append(console)
-        return console
+    def open_one(*argv, url=f"amqp://{NOBODY}", env=None, **options):
+        opened.append(Console(*argv, env={"AMQP_URL": url, **(env or {})}, **options))
+        return opened[-1]
 
     yield open_one
     for console in opened:
         console.close()
     for console in opened:  # pytest shows this with a test that failed
         print(console)
+
+
+@pytest.fixture
+def open_console(open_alone, broker, queue):
+    """Open programs that talk to the broker, unless their `url` leads elsewhere."""
+    return partial(open_alone, url=broker.url())
 
 
 @pytest.fixture(params=[NEW_TASK, WORKER])
@@ -71,21 +106,24 @@ def program(request):
 
 
 @pytest.fixture
+def start_alone(open_alone):
+    """Start `python PROGRAM WORDS`, as a user does, for a test that needs no broker."""
+    return partial(open_alone, sys.executable)
+
+
+@pytest.fixture
 def start(open_console):
     """Start `python PROGRAM WORDS`, as a user does, and leave it running."""
-    return lambda program, *words, **options: open_console(
-        sys.executable, program, *words, **options
-    )
+    return partial(open_console, sys.executable)
 
 
 @pytest.fixture
 def worker(start):
-    """Start `python worker.py`, and wait until it waits for messages (unless `waiting=False`)."""
+    """Start `python worker.py`, and wait until it waits for messages."""
 
-    def start_worker(waiting=True, **options):
+    def start_worker(**options):
         console = start(WORKER, **options)
-        if waiting:
-            console.wait_for_line(WAITING)
+        console.wait_for_line(WAITING)
         return console
 
     return start_worker
@@ -115,7 +153,8 @@ def worker_of(start, tmp_path):
     def start_own(lines, top="", **options):
         program = tmp_path / "own.py"
         program.write_text(
-            f"import asyncio, os, sys, time\nimport worker\n{top}\ndef work(body):\n"
+            "import asyncio, os, sys, time\nfrom concurrent import futures\nimport worker\n"
+            f"{top}\ndef work(body):\n"
             + textwrap.indent(lines, "    ")
             + "\nworker.work = work\nif __name__ == '__main__':\n    worker.main()\n"
         )
@@ -164,10 +203,9 @@ def powerless(broker):
 @pytest.fixture
 def proxy(broker):
     """A way to the broker that can be cut; `proxy.url` leads through it, with short heartbeats."""
-    proxy = Proxy(broker.port)
-    proxy.url = broker.url(port=proxy.port, query="heartbeat=2")
-    yield proxy
-    proxy.close()
+    with contextlib.closing(Proxy(broker.port)) as proxy:
+        proxy.url = broker.url(port=proxy.port, query="heartbeat=2")
+        yield proxy
 
 
 @pytest.fixture
@@ -189,10 +227,8 @@ def silent_name_server(tmp_path):
 @pytest.fixture
 def quorum_url(broker):
     """The URL of a vhost in which a queue is a quorum queue unless it is declared otherwise."""
-    broker.ctl("add_vhost", "quorum", "--default-queue-type", "quorum")
-    broker.ctl("set_permissions", "--vhost", "quorum", "guest", ".*", ".*", ".*")
-    yield broker.url(vhost="quorum")
-    broker.ctl("delete_vhost", "quorum")
+    with broker.vhost("quorum", "--default-queue-type", "quorum") as url:
+        yield url
 
 
 @pytest.fixture
@@ -223,15 +259,3 @@ def orderly(broker):
         assert "client unexpectedly closed TCP connection" not in lines
 
     return check
-
-
-@pytest.fixture
-def running_broker(broker):
-    """The broker, for tests that stop it: it runs again when they end.
-
-    After a kill it is a new one, unless it is the cluster: RabbitMQ 4.0 was then seen to lose the
-    tasks of a queue, and to give it those of a deleted one of its name. (The fixture `queue`
-    deletes it in each test; users seldom do.)
-    """
-    yield broker
-    broker.renew()

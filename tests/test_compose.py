@@ -12,7 +12,7 @@ import pytest
 from tests.harness import reaper
 from tests.harness.brokers import ROOT, docker, run
 from tests.harness.readmes import block, blocks, commands, edited, steps
-from tests.harness.scripts import received_line
+from tests.harness.scripts import WORKER, received_line
 from tests.harness.waiting import wait_until
 
 UP, DOWN, COUNT, RESTART = (
@@ -24,17 +24,17 @@ UP, DOWN, COUNT, RESTART = (
 
 
 def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
-    running_broker, queue, new_task, worker
+    own_broker, queue, new_task, start
 ):
     """`up --wait` returns when RabbitMQ takes connections: the scripts can run at once."""
 
     def compose(words):
         assert f"docker compose {words}" in commands("README.md", "docker compose "), words
-        return running_broker.compose(*words.split())
+        return own_broker.compose(*words.split())
 
     new_task("Restarted")
     compose(RESTART)
-    console = worker(waiting=False)  # Docker's proxy takes connections long before RabbitMQ does
+    console = start(WORKER)  # Docker's proxy takes connections long before RabbitMQ does
     console.wait_for_line(received_line("Restarted"), timeout=150)
     queue.wait_for_counts(0, 0)
     assert f"$ docker compose {COUNT}\n{compose(COUNT)}" == block("console", COUNT)
@@ -45,9 +45,9 @@ def test_the_readmes_commands_keep_the_tasks_and_volumes_deletes_them(
     new_task("At once.")
     wait_until(lambda: "task_queue\t2\t0\n" in compose(COUNT), "it counts both")
     queue.delete()
-    assert volumes(running_broker)
+    assert volumes(own_broker)
     compose(f"{DOWN} --volumes")
-    assert not volumes(running_broker)
+    assert not volumes(own_broker)
 
 
 def test_it_starts_on_the_ports_of_the_readme():
@@ -74,11 +74,10 @@ def worker_image(broker, tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(Path(pika.__file__).parent, tmp_path / "pika")
     name = f"work-queue-worker-{uuid.uuid4().hex}"
-    duty = reaper.at_exit("docker", "rmi", "--force", name)
+    remove = reaper.at_exit("docker", "rmi", "--force", name)
     docker("build", "--quiet", "--tag", name, str(tmp_path))
     yield name
-    docker("rmi", "--force", name)
-    reaper.forget(duty)
+    remove()
 
 
 def inspect(broker, service):

@@ -14,15 +14,17 @@ import pytest
 
 from tests.harness.scripts import (
     AGAIN,
+    ANY_REASON,
     DONE,
     NEW_TASK,
     RECEIVED,
     WAITING,
+    WORKER,
+    assert_told,
     done,
     only_told_in_lines,
     received,
     received_line,
-    told,
 )
 from tests.harness.waiting import wait_until
 
@@ -85,13 +87,11 @@ def test_a_queue_deleted_under_a_task_in_hand_is_declared_again(worker, queue):
     only_told_in_lines(console)
 
 
-def test_a_signal_ends_it_while_it_connects_to_a_silent_broker(worker, proxy):
+def test_a_signal_ends_it_while_it_connects_to_a_silent_broker(start, proxy):
     """Ctrl+C at once, SIGTERM when the try has ended."""
     with proxy.black_hole():
-        late, at_once = (
-            worker(waiting=False, url=f"{proxy.url}&stack_timeout=5") for _ in range(2)
-        )
-        wait_until(lambda: len(proxy.sockets) == 4, "both have begun to connect")
+        late, at_once = (start(WORKER, url=f"{proxy.url}&stack_timeout=5") for _ in range(2))
+        wait_until(lambda: len(proxy.connections) == 2, "both have begun to connect")
         late.signal(signal.SIGTERM)
         at_once.ctrl_c()
         assert at_once.wait(4) == late.wait() == 0
@@ -114,17 +114,17 @@ def test_a_backlog_of_100_000_is_begun_at_once(worker, queue):
 # --- The broker ---
 
 
-@pytest.mark.parametrize("fault", ["stop", "kill"])
-def test_no_task_is_lost_with_the_broker(running_broker, worker, new_task, queue, fault):
+@pytest.mark.parametrize("fault", ["stop", "kill_when_settled"])
+def test_no_task_is_lost_with_the_broker(own_broker, worker, new_task, queue, fault):
     """Of three workers two are busy and one is idle; each is back when the broker is."""
-    url = running_broker.url(query=f"heartbeat={HEARTBEAT}")
+    url = own_broker.url(query=f"heartbeat={HEARTBEAT}")
     tasks = ["first...", "second..."]
     for task in tasks:
         new_task(task)
     consoles = [worker(url=url) for _ in range(3)]
     wait_until(lambda: len(received(*consoles)) == 2, "two workers are busy")
-    getattr(running_broker, fault)()
-    running_broker.start()
+    getattr(own_broker, fault)()
+    own_broker.start()
     wait_until_all_is_done(queue, tasks, *consoles)
     wait_until(lambda: queue.consumers() == 3, "every worker is back")
     for console in consoles:
@@ -133,24 +133,21 @@ def test_no_task_is_lost_with_the_broker(running_broker, worker, new_task, queue
         only_told_in_lines(console)
 
 
-def test_a_vhost_that_is_created_is_waited_for(worker, broker):
-    console = worker(waiting=False, url=broker.url(vhost="late"))
+def test_a_vhost_that_is_created_is_waited_for(start, broker):
+    console = start(WORKER, url=broker.url(vhost="late"))
     console.wait_for_line(r".*vhost late not found.*; trying again")
-    broker.ctl("add_vhost", "late")
-    broker.ctl("set_permissions", "--vhost", "late", "guest", ".*", ".*", ".*")
-    console.wait_for_line(WAITING)
+    with broker.vhost("late"):
+        console.wait_for_line(WAITING)
 
 
-def test_a_booting_broker_is_waited_for_or_told_and_never_a_traceback(
-    running_broker, worker, start, queue
-):
+def test_a_booting_broker_is_waited_for_or_told_and_never_a_traceback(own_broker, start):
     """Clients come one after another, from a closed port over an open one to a ready broker."""
-    running_broker.stop()
-    running_broker.launch()
-    console = worker(waiting=False)
+    own_broker.stop()
+    own_broker.launch()
+    console = start(WORKER)
     sent = start(NEW_TASK, "task")
     while sent.wait() != 0:
-        told(sent, r"\w+ \w+")
+        assert_told(sent, ANY_REASON)
         assert time.monotonic() - console.started < 120
         sent = start(NEW_TASK, "task")
     console.wait_for_line(DONE)

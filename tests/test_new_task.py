@@ -12,7 +12,7 @@ import time
 import pika
 import pytest
 
-from tests.harness.scripts import NEW_TASK, confirmed, told
+from tests.harness.scripts import ANY_REASON, NEW_TASK, assert_told, confirmed
 from tests.harness.waiting import wait_until
 
 LOCALES = {
@@ -25,7 +25,7 @@ INTERRUPTED = r"new_task\.py: interrupted \(tasks confirmed: \d+\)"
 
 
 @pytest.fixture
-def sending(start, queue):
+def sending(start):
     """Start `new_task.py -` with a long input, and wait until it is in the middle of it."""
 
     def start_sending(**options):
@@ -136,7 +136,7 @@ def test_it_reads_to_the_end_before_it_connects(start, broker, queue):
 
 
 @pytest.mark.parametrize("cut_by", ["Ctrl+C", "a crash of RabbitMQ"])
-def test_cut_short_it_says_how_many_were_confirmed(sending, running_broker, queue, cut_by):
+def test_cut_short_it_says_how_many_were_confirmed(sending, own_broker, queue, cut_by):
     """Those are in the queue, and at most the one that was on its way."""
     console = sending()
     if cut_by == "Ctrl+C":
@@ -145,9 +145,9 @@ def test_cut_short_it_says_how_many_were_confirmed(sending, running_broker, queu
         [line] = console.err
         assert re.fullmatch(INTERRUPTED, line)
     else:
-        running_broker.kill()
-        line = told(console, r"\w+ \w+", since=time.monotonic())
-        running_broker.start()
+        own_broker.kill_when_settled()
+        line = assert_told(console, ANY_REASON, since=time.monotonic())
+        own_broker.start()
     in_queue = queue.take_all()
     assert in_queue == LONG[: len(in_queue)]
     assert confirmed(line) <= len(in_queue) <= confirmed(line) + 1
@@ -157,7 +157,7 @@ def test_cut_short_it_says_how_many_were_confirmed(sending, running_broker, queu
 def test_a_task_that_no_queue_takes_is_not_told_as_sent(sending, queue):
     console = sending()
     queue.delete()
-    assert confirmed(told(console, "UnroutableError")) == len(console.out)
+    assert confirmed(assert_told(console, "UnroutableError")) == len(console.out)
 
 
 def interrupted_at_once(console):
@@ -169,24 +169,26 @@ def interrupted_at_once(console):
     assert re.fullmatch(INTERRUPTED, *console.err)
 
 
-def test_ctrl_c_ends_it_at_once_while_the_broker_is_silent(start):
+def test_ctrl_c_ends_it_at_once_while_the_broker_is_silent(start_alone):
     """It does not go on to the next one."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"amqp://127.0.0.1:{silent.getsockname()[1]}"
-        console = start(NEW_TASK, "task", url=f"{url},{url}")
+        console = start_alone(NEW_TASK, "task", url=f"{url},{url}")
         client, _ = silent.accept()
         interrupted_at_once(console)
         client.close()
 
 
-def test_ctrl_c_ends_it_at_once_while_no_name_server_answers(start, silent_name_server, tmp_path):
+def test_ctrl_c_ends_it_at_once_while_no_name_server_answers(
+    start_alone, silent_name_server, tmp_path
+):
     """pika looks names up in a thread, for which Python's own end would wait."""
-    console = start(NEW_TASK, "task", url="amqp://rabbit.example", env=silent_name_server)
+    console = start_alone(NEW_TASK, "task", url="amqp://rabbit.example", env=silent_name_server)
     wait_until((tmp_path / "asked").exists, "it asks the name server")
     interrupted_at_once(console)
 
 
-def test_when_all_is_confirmed_a_broker_that_dies_is_no_failure(new_task, proxy, queue):
+def test_when_all_is_confirmed_a_broker_that_dies_is_no_failure(new_task, proxy):
     """It is no longer there for a goodbye."""
     proxy.fatal = b"\0\x14\0\x28"  # channel.close, with which a goodbye begins
     console = new_task("task", url=proxy.url)
@@ -235,7 +237,7 @@ def test_the_next_broker_gets_the_rest_of_a_file(start, proxy, queue):
 
 
 @pytest.fixture
-def shell(open_console, queue):
+def shell(open_console):
     """Start a command of bash, in which `new_task` is the script."""
     function = f'new_task() {{ {shlex.quote(sys.executable)} {NEW_TASK} "$@"; }}\n'
     return lambda command: open_console("bash", "-c", function + command)
@@ -277,7 +279,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_it_runs_where_standard_output_is_not_pythons_own(start, queue):
+def test_it_runs_where_standard_output_is_not_pythons_own(start):
     """As in IDLE and notebooks."""
     console = start("-c", NOTEBOOK, NEW_TASK, "task")
     assert console.wait() == 0

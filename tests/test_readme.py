@@ -19,7 +19,7 @@ import worker
 from tests.harness.brokers import run
 from tests.harness.consoles import ROOT
 from tests.harness.readmes import block, blocks, commands, edited, steps
-from tests.harness.scripts import DONE, NEW_TASK, NOBODY, WAITING, WORKER, told
+from tests.harness.scripts import DONE, NEW_TASK, NOBODY, WAITING, WORKER, assert_told
 from tests.harness.waiting import wait_until
 
 README, TESTS_README = ((ROOT / name).read_text() for name in ("README.md", "tests/README.md"))
@@ -52,7 +52,7 @@ def test_five_tasks_show_what_the_page_shows(workers, typed):
 
 
 @pytest.mark.parametrize("chapter", ["A long one", "Heavy"])
-def test_what_is_typed_shows_what_the_page_shows(typed, queue, chapter):
+def test_what_is_typed_shows_what_the_page_shows(typed, chapter):
     """What the workers make of such tasks is in test_tutorial.py."""
     typed(block("console", chapter))
 
@@ -168,7 +168,7 @@ def test_the_permissions_are_enough_and_needed(broker, new_task, worker, start):
     console = worker(url=broker.url("worker:PASSWORD"))
     console.wait_for_line(DONE)
     assert console.err == []
-    told(start(WORKER, url=broker.url("producer:PASSWORD")), "ACCESS_REFUSED")
+    assert_told(start(WORKER, url=broker.url("producer:PASSWORD")), "ACCESS_REFUSED")
 
 
 # --- What can go wrong ---

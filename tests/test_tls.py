@@ -11,7 +11,7 @@ import trustme
 
 from tests.harness.brokers import free_ports
 from tests.harness.readmes import block, edited
-from tests.harness.scripts import RECEIVED, SECRET, WAITING, told
+from tests.harness.scripts import RECEIVED, SECRET, WAITING, assert_told
 
 
 def erlang(pem):
@@ -38,10 +38,10 @@ def listen(broker, certificate, *authorities, options="", port=None):
 
 
 @pytest.fixture(scope="module")
-def host(broker):
+def host(shared_broker):
     """The address where the listeners are, and that their certificates name."""
-    broker.ctl("eval", "rabbit_networking:ensure_ssl().")
-    return broker.inner_host
+    shared_broker.ctl("eval", "rabbit_networking:ensure_ssl().")
+    return shared_broker.inner_host
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def authority_file(authority, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def listeners(broker, host, authority):
+def listeners(shared_broker, host, authority):
     """Where the broker listens, as HOST:PORT, by what is odd about it."""
     now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
     expired = authority.issue_cert(host, not_before=now - 2 * day, not_after=now - day)
@@ -65,11 +65,11 @@ def listeners(broker, host, authority):
     right = authority.issue_cert(host)
     ask = ", {verify, verify_peer}, {fail_if_no_peer_cert, true}"
     return {
-        "nothing": listen(broker, right, authority),
-        "no authority": listen(broker, right),
-        "asks for the client's": listen(broker, right, authority, options=ask),
-        "name": listen(broker, elsewhere, authority),
-        "expired": listen(broker, expired, authority),
+        "nothing": listen(shared_broker, right, authority),
+        "no authority": listen(shared_broker, right),
+        "asks for the client's": listen(shared_broker, right, authority, options=ask),
+        "name": listen(shared_broker, elsewhere, authority),
+        "expired": listen(shared_broker, expired, authority),
     }
 
 
@@ -80,15 +80,13 @@ def tell(start, program, listeners, authority_file):
     def connect(odd, why, scheme="amqps", authority=authority_file):
         env = {"SSL_CERT_FILE": authority} if authority else {}
         url = f"{scheme}://guest:{SECRET}@{listeners[odd]}/%2F"
-        return told(start(program, url=url, env=env), why, listeners[odd])
+        return assert_told(start(program, url=url, env=env), why, listeners[odd])
 
     return connect
 
 
 @pytest.mark.parametrize("where", ["in SSL_CERT_FILE", "in the URL"])
-def test_tasks_are_sent_and_done_over_tls(
-    new_task, worker, queue, host, listeners, authority_file, where
-):
+def test_tasks_are_sent_and_done_over_tls(new_task, worker, host, listeners, authority_file, where):
     url, env = f"amqps://guest:guest@{listeners['nothing']}/%2F", {}
     if where == "in the URL":  # a comma may be in a URL, too
         url += f"?ssl_options={{'cafile': '{authority_file}', 'server_hostname': '{host}'}}"
@@ -122,7 +120,7 @@ def test_a_listener_that_asks_for_a_certificate_says_so(tell):
 def test_a_listener_without_tls_behind_amqps(start, broker, program):
     place = f"127.0.0.1:{broker.port}"
     console = start(program, url=f"amqps://guest:{SECRET}@{place}/%2F")
-    line = told(console, "WRONG_VERSION_NUMBER|SSL.* record layer", place)
+    line = assert_told(console, "WRONG_VERSION_NUMBER|SSL.* record layer", place)
     assert f"{place}: SSLError(" in line  # in the system's words alone
 
 

@@ -70,13 +70,13 @@ def test_rabbitmqctl_shows_what_is_not_acknowledged(new_task, worker, queue):
 # --- Message Durability ---
 
 
-def test_queue_and_tasks_outlive_a_stop_and_a_crash_of_rabbitmq(running_broker, new_task, queue):
+def test_queue_and_tasks_outlive_a_stop_and_a_crash_of_rabbitmq(own_broker, new_task, queue):
     new_task("Persistent.")
-    running_broker.stop()
-    running_broker.start()
+    own_broker.stop()
+    own_broker.start()
     assert queue.ready() == 1
-    running_broker.kill()
-    running_broker.start()
+    own_broker.kill_when_settled()
+    own_broker.start()
     assert queue.take_all() == [b"Persistent."]
 
 

@@ -4,7 +4,7 @@ import pika
 import pytest
 
 from tests.harness.queues import Queue
-from tests.harness.scripts import DONE, NEW_TASK, confirmed, received, received_line, told
+from tests.harness.scripts import DONE, NEW_TASK, assert_told, confirmed, received, received_line
 from tests.harness.waiting import wait_until
 
 # --- basic_ack after the work ---
@@ -53,7 +53,7 @@ def test_a_body_that_is_no_utf_8_ends_one_worker_after_the_other(tutorials, work
 
 
 def test_a_restart_loses_what_is_not_durable_or_not_persistent(
-    running_broker, tutorials, new_task, queue
+    own_broker, tutorials, new_task, queue
 ):
     transient = {'"task_queue"': '"transient"', ", durable=True": ""}
     console = tutorials("new_task", "Lost.", edits=transient)
@@ -62,18 +62,18 @@ def test_a_restart_loses_what_is_not_durable_or_not_persistent(
     passing = {'"task_queue"': '"durable"', "DeliveryMode.Persistent": "DeliveryMode.Transient"}
     tutorials("new_task", "Lost.", edits=passing)
     new_task("Kept.")
-    running_broker.restart()
+    own_broker.restart()
 
     with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
-        Queue(running_broker, "transient").ready()
-    assert Queue(running_broker, "durable").ready() == 0
+        Queue(own_broker, "transient").ready()
+    assert Queue(own_broker, "durable").ready() == 0
     assert queue.ready() == 1
 
 
 # --- basic_qos(prefetch_count=1) ---
 
 
-def test_without_prefetch_one_worker_starves_while_the_other_is_swamped(tutorials, new_task, queue):
+def test_without_prefetch_one_worker_starves_while_the_other_is_swamped(tutorials, new_task):
     """With it they share the heavy tasks: test_tutorial.py."""
     unlimited = {"channel.basic_qos(prefetch_count=1)\n": ""}
     workers = [tutorials("worker", edits=unlimited) for _ in range(2)]
@@ -91,7 +91,7 @@ def test_without_confirms_a_full_queue_swallows_a_task_in_silence(broker, queue,
     broker.ctl("set_policy", "full", "^task_queue$", limit, "--apply-to", "queues")
     try:
         console = start(NEW_TASK, "-", stdin=b"1\n2\n3\n4\n")
-        line = told(console, "is the queue full", f"127.0.0.1:{broker.port}")
+        line = assert_told(console, "is the queue full", f"127.0.0.1:{broker.port}")
         assert confirmed(line) == len(console.out) == queue.ready() < 4
         assert tutorials("new_task", "Lost.").out == [" [x] Sent Lost."]
         assert b"Lost." not in queue.take_all()

@@ -17,9 +17,9 @@ from tests.harness.scripts import AGAIN, DONE, IN_HAND, NOBODY, RECEIVED, WAITIN
 from tests.harness.waiting import wait_until
 
 
-def test_an_argument_is_an_error(start):
+def test_an_argument_is_an_error(start_alone):
     """Whatever AMQP_URL says."""
-    console = start(WORKER, "--hepl", url="unusable")
+    console = start_alone(WORKER, "--hepl", url="unusable")
     assert (console.wait(), console.out) == (2, [])
     assert "--hepl" in console.err[-1]
 
@@ -88,9 +88,9 @@ def test_ctrl_c_ends_it_while_the_work_waits_for_threads_of_its_own(worker_of, q
     ended_within(console, 1, signal.SIGINT)
 
 
-def test_ctrl_c_ends_it_while_no_name_server_answers(worker, silent_name_server, tmp_path):
+def test_ctrl_c_ends_it_while_no_name_server_answers(start_alone, silent_name_server, tmp_path):
     """It asks for localhost where AMQP_URL says nothing."""
-    console = worker(waiting=False, env={**silent_name_server, "AMQP_URL": ""})
+    console = start_alone(WORKER, env={**silent_name_server, "AMQP_URL": ""})
     asked = tmp_path / "asked"
     wait_until(lambda: asked.exists() and asked.read_text(), "it asks the name server")
     assert asked.read_text() == "localhost:5672"
@@ -111,7 +111,7 @@ def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_takes_no_other(
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", ["in a task", "while lost work goes on", "while it connects"])
-def test_a_second_signal_ends_it_at_once(worker, proxy, queue, moment, second):
+def test_a_second_signal_ends_it_at_once(start, worker, proxy, queue, moment, second):
     console = worker(url=proxy.url)
     queue.publish(b"long" + b"." * 60)
     console.wait_for_line(RECEIVED)
@@ -122,8 +122,8 @@ def test_a_second_signal_ends_it_at_once(worker, proxy, queue, moment, second):
         if moment == "while it connects":
             console.kill()
             stack.enter_context(proxy.black_hole())
-            console = worker(waiting=False, url=proxy.url)
-            wait_until(lambda: proxy.sockets, "it connects")
+            console = start(WORKER, url=proxy.url)
+            wait_until(lambda: proxy.connections, "it connects")
         console.signal(signal.SIGTERM)
         # Of two SIGTERM that are pending together one would be dropped.
         wait_until(lambda: int(console.status("ShdPnd"), 16) == 0, "the first is taken")
@@ -160,8 +160,8 @@ def test_sigterm_lets_work_that_has_lost_its_connection_end_as_any_other(worker_
     assert console.out[-1] == "from a thread"
 
 
-def test_a_signal_ends_it_while_it_waits_to_connect_again(worker):
-    console = worker(waiting=False, url=f"amqp://{NOBODY}")
+def test_a_signal_ends_it_while_it_waits_to_connect_again(start_alone):
+    console = start_alone(WORKER, url=f"amqp://{NOBODY}")
     console.wait_for_line(AGAIN, count=4)  # after seven seconds or more; eight are to come
     assert processor_seconds(console) < 2
     ended_within(console, 2, signal.SIGTERM)
@@ -170,9 +170,9 @@ def test_a_signal_ends_it_while_it_waits_to_connect_again(worker):
 # --- How it comes back ---
 
 
-def test_pauses_grow_and_are_jittered(worker):
+def test_pauses_grow_and_are_jittered(start_alone):
     """Nothing listens: of three pauses each is twice the one before, and eight workers differ."""
-    workers = [worker(waiting=False, url=f"amqp://{NOBODY}") for _ in range(8)]
+    workers = [start_alone(WORKER, url=f"amqp://{NOBODY}") for _ in range(8)]
     taken = []
     for console in workers:
         first, _, third, fourth = (console.wait_for_line(AGAIN, count=n).at for n in range(1, 5))
@@ -197,9 +197,9 @@ def test_pauses_grow_where_each_connection_is_dropped_at_once(worker, proxy):
     assert not any("no AMQP answer" in line for line in console.err)
 
 
-def test_it_fails_over_as_fast_each_time(worker, broker, queue):
+def test_it_fails_over_as_fast_each_time(start, broker, queue):
     """From a connection that is cut, by way of a broker that is gone, to the next connection."""
-    console = worker(waiting=False, url=f"amqp://{NOBODY},{broker.url()}")
+    console = start(WORKER, url=f"amqp://{NOBODY},{broker.url()}")
     closed = r".*: ConnectionClosedByBroker: \(320\) .*; trying again"
     for number in range(1, 5):
         console.wait_for_line(WAITING, count=number)

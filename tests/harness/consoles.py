@@ -41,32 +41,30 @@ class Console:
     def __init__(self, *argv, env=None, stdin=b"", cwd=ROOT):
         self.name = " ".join(str(word) for word in argv[1:])
         self.lines = []
-        if isinstance(stdin, bytes):
-            stdin = file_of(stdin)
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             argv,
             env={**os.environ, **(env or {})},
             cwd=cwd,
-            stdin=stdin,
+            stdin=file_of(stdin) if isinstance(stdin, bytes) else stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        self.duty = reaper.at_exit("kill", "-KILL", "--", f"-{self.process.pid}")
         self.stdin = self.process.stdin
+        self.end_group = reaper.at_exit("kill", "-KILL", "--", f"-{self.process.pid}")
         self.readers = [
-            threading.Thread(target=self._read, args=(stream, pipe), daemon=True)
-            for stream, pipe in (("out", self.process.stdout), ("err", self.process.stderr))
+            threading.Thread(target=self._read, args=(stream,), daemon=True)
+            for stream in ("out", "err")
         ]
         for reader in self.readers:
             reader.start()
 
-    def _read(self, stream, pipe):
-        for raw in pipe:
-            text = raw.decode(errors="surrogateescape").removesuffix("\n")
-            self.lines.append(Line(stream, text, time.monotonic()))
-        pipe.close()
+    def _read(self, stream):
+        with getattr(self.process, f"std{stream}") as pipe:
+            for raw in pipe:
+                text = raw.decode(errors="surrogateescape").removesuffix("\n")
+                self.lines.append(Line(stream, text, time.monotonic()))
 
     def texts(self, stream):
         return [line.text for line in list(self.lines) if line.stream == stream]
@@ -92,8 +90,7 @@ class Console:
         def found():
             ended = self.process.poll() is not None
             if ended:
-                for reader in self.readers:
-                    reader.join()
+                self.wait()
             hits = [line for line in list(self.lines) if re.fullmatch(pattern, line.text)]
             assert len(hits) >= count or not ended, f"ended without {pattern!r}"
             return hits[count - 1 : count]
@@ -101,11 +98,13 @@ class Console:
         return wait_until(found, f"line {count} like {pattern!r}", timeout, poll=0.01)[0]
 
     def wait(self, timeout=90.0):
-        """Wait until the program ends by itself; return its exit status."""
+        """Wait until the program ends by itself, and all it showed is read; return its status.
+
+        What it has started may go on, and hold its streams: so it is read for ten seconds at most.
+        """
         status = self.process.wait(timeout)
         for reader in self.readers:
-            reader.join()
-        reaper.forget(self.duty)
+            reader.join(10)
         return status
 
     def type(self, text):
@@ -131,6 +130,8 @@ class Console:
         self.wait()
 
     def close(self):
-        self.kill()
+        """End it, and what it has started and left, and close what is open."""
+        self.end_group()
+        self.wait()
         if self.stdin:
             self.stdin.close()

@@ -4,6 +4,7 @@ A small process of its own is told through a pipe what there is to end, and what
 When the pipe ends, so has its writer, and the reaper runs the commands that are left, newest first.
 """
 
+import functools
 import itertools
 import json
 import signal
@@ -11,29 +12,34 @@ import subprocess
 import sys
 
 keys = itertools.count()
-reaper = None
+
+
+@functools.cache
+def reaper():
+    return subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def tell(*what):
-    global reaper
-    if reaper is None:
-        reaper = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, text=True, start_new_session=True
-        )
-    reaper.stdin.write(json.dumps(what) + "\n")
-    reaper.stdin.flush()
+    reaper().stdin.write(json.dumps(what) + "\n")
+    reaper().stdin.flush()
+
+
+def run(command):
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
 
 
 def at_exit(*command):
-    """Have `command` run when this process is gone; return a key by which to forget it."""
-    key = next(keys)
-    tell(key, [str(word) for word in command])
-    return key
+    """Have `command` run when this process is gone; return a function that runs it before."""
+    key, command = next(keys), [str(word) for word in command]
 
+    def run_now():
+        run(command)
+        tell(key, None)
 
-def forget(key):
-    """Have the command of this key not run: what it would end has ended."""
-    tell(key, None)
+    tell(key, command)
+    return run_now
 
 
 def main():
@@ -41,13 +47,10 @@ def main():
         signal.signal(signum, signal.SIG_IGN)
     commands = {}
     for line in sys.stdin:
-        key, command = json.loads(line)
-        if command:
-            commands[key] = command
-        else:
-            commands.pop(key, None)
+        key, commands[key] = json.loads(line)
     for command in reversed(commands.values()):
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+        if command:
+            run(command)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Soak(Flow):
             "half a black hole": proxy.black_hole(WAYS[number % 2]),
             "slow network": proxy.slow(500),
             "broker stopped": away(broker, broker.stop),
-            "broker killed": away(broker, broker.kill),
+            "broker killed": away(broker, broker.kill_when_settled),
             "broker frozen": broker.frozen(),
             "memory alarm": broker.alarm(),
         }
