@@ -8,7 +8,8 @@ from tests.harness.consoles import ROOT
 def blocks(name, language):
     """Return the blocks of code of a README in `language`, as their texts."""
     text = (ROOT / name).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
+    return [one.removeprefix(indent).replace(f"\n{indent}", "\n") for indent, one in found]
 
 
 def block(language, text):
@@ -23,16 +24,16 @@ def steps(console):
     return [(command, shown.splitlines()) for command, shown in commands]
 
 
-def commands(name, start):
-    """Return the commands of a README that begin with `start`, in its order, each on one line.
+def commands(name, *starts):
+    """Return the commands of a README that begin with one of `starts`, each once, on one line.
 
     They stand behind a `$ ` or between backquotes. A TEST_BROKER before one is left out: the
     tests have their broker.
     """
-    text = re.sub(r"^```.*$", "", (ROOT / name).read_text(), flags=re.MULTILINE)
-    found = (a or b for a, b in re.findall(r"^\$ (.*)$|`([^`]*)`", text, re.MULTILINE))
+    text = re.sub(r"^ *```.*$", "", (ROOT / name).read_text(), flags=re.MULTILINE)
+    found = ("".join(either) for either in re.findall(r"^ *\$ (.*)$|`([^`]*)`", text, re.MULTILINE))
     found = (re.sub(r"^TEST_BROKER=\w+ ", "", " ".join(command.split())) for command in found)
-    return [command for command in found if command.startswith(start)]
+    return list(dict.fromkeys(command for command in found if command.startswith(starts)))
 
 
 def edited(text, edits):
