@@ -97,7 +97,8 @@ def attempt(body):
         result = work(body)
         # A work() with async def, with yield, or that returns what submit() gives, has not ended.
         if isinstance(result, (AsyncGenerator, Awaitable, Generator, futures.Future)):
-            raise TypeError("work() returned before the task was done; await it by asyncio.run()")
+            kind = type(result).__name__
+            raise TypeError(f"work() returned a {kind}: the task is not done; see asyncio.run()")
         return True
     except BaseException as error:  # even sys.exit() in work()
         print(f"{SCRIPT}: cannot do the task: {type(error).__name__}", file=sys.stderr)
