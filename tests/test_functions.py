@@ -198,6 +198,7 @@ def listener():
         server.server_close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others refuse when the queue is full")
 def test_a_host_that_takes_no_connection_is_told_with_advice():
     """As one behind a firewall: here the queue of a listener is full."""
     with socket.socket() as full, contextlib.ExitStack() as others:
