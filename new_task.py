@@ -100,7 +100,7 @@ class Parameters(pika.URLParameters):
 
 
 # amqp://user:password@host:port/vhost?parameters. In amqp://me:12/34@host, whose password has a /,
-# pika would take "me" for the host and 12 for the port, and a fault would show that.
+# pika would take "me" for the host and 12 for its port: a fault would show a part of the password.
 URL_PATTERN = r"amqps?://[^/?#]*(/[^/?#@]*)?(\?[^#@]*)?"
 
 # What newcomers meet: words in repr(error), and what to do about it.
@@ -124,7 +124,7 @@ def brokers():
     """
     urls = os.getenv("AMQP_URL", "").strip() or "amqp://localhost"
     found = []
-    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):  # not at commas in one URL
+    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):  # but not at commas within one
         try:
             parameters = parameters_of(url)
         except OSError as error:

@@ -25,7 +25,8 @@ import pika
 
 SCRIPT = "worker.py"
 
-# A process that work() starts is to be a fresh one. A copy of this one would keep its connection.
+# Processes that work() may start are to be fresh ones: copies of this one would keep its connection,
+# and not end on terminate().
 set_start_method("spawn", force=True)
 
 # One thread does the tasks. Meanwhile the main thread sends heartbeats: without them, RabbitMQ
@@ -146,7 +147,7 @@ def watch_for_sigterm(connection):
 
 def wait(seconds):
     """Wait for work that has lost its connection, then for `seconds`; exit after SIGTERM."""
-    if in_hand and not in_hand.done():  # RabbitMQ may give its task, and others, to others now
+    if in_hand and not in_hand.done():  # take no task until it has ended: others can
         print(f"{SCRIPT}: waiting for the work in hand", file=sys.stderr)
         while not in_hand.done():
             time.sleep(0.1)
@@ -169,7 +170,7 @@ class Parameters(pika.URLParameters):
 
 
 # amqp://user:password@host:port/vhost?parameters. In amqp://me:12/34@host, whose password has a /,
-# pika would take "me" for the host and 12 for the port, and a fault would show that.
+# pika would take "me" for the host and 12 for its port: a fault would show a part of the password.
 URL_PATTERN = r"amqps?://[^/?#]*(/[^/?#@]*)?(\?[^#@]*)?"
 
 # What newcomers meet: words in repr(error), and what to do about it.
@@ -193,7 +194,7 @@ def brokers():
     """
     urls = os.getenv("AMQP_URL", "").strip() or "amqp://localhost"
     found = []
-    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):  # not at commas in one URL
+    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):  # but not at commas within one
         try:
             parameters = parameters_of(url)
         except OSError as error:
