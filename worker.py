@@ -25,8 +25,8 @@ import pika
 
 SCRIPT = "worker.py"
 
-# Processes that work() may start are to be fresh ones: copies of this one would keep its connection,
-# and not end on terminate().
+# Processes that work() may start are to be fresh ones: copies of this one would keep its
+# connection, and not end on terminate().
 set_start_method("spawn", force=True)
 
 # One thread does the tasks. Meanwhile the main thread sends heartbeats: without them, RabbitMQ
