@@ -4,8 +4,8 @@
 Usage: python new_task.py First message.   sends the words as one task ("Hello World!" if none)
        python new_task.py -                reads standard input to its end, then sends each line
                                            that is not blank
-AMQP_URL=amqp[s]://user:password@host:port/vhost names RabbitMQ, or the nodes of its cluster,
-separated by commas; unset, it is on localhost.
+AMQP_URL=amqp[s]://user:password@host:port/vhost names RabbitMQ; for a cluster, give several such
+URLs, separated by commas. Unset, RabbitMQ is on localhost.
 Exit status: 0 if all tasks are confirmed and printed, 130 after Ctrl+C, otherwise 1.
 When a connection is lost, the task on its way may have arrived or not. If it is then sent again,
 to the next broker or by you, it may be done more than once.
@@ -27,7 +27,7 @@ confirmed = 0  # tasks so far
 
 
 def send(url, lines):
-    """Send the words of the command line as one task or, if they are "-", each of `lines` (bytes).
+    """Send the words of the command line as one task; if they are "-", each of `lines` (bytes).
 
     Raise AMQPError if the broker at `url` is lost, or does not take a task. main() then calls this
     again for the next broker.
@@ -40,7 +40,7 @@ def send(url, lines):
     channel.confirm_delivery()  # basic_publish() now waits until RabbitMQ has the task, or raises
 
     message = " ".join(sys.argv[1:]) or "Hello World!"
-    tasks = lines if message == "-" else [os.fsencode(message)]  # as bytes
+    tasks = lines if message == "-" else [os.fsencode(message)]  # the bytes that were typed
     for message in tasks[confirmed:]:  # those that no broker has confirmed yet
         channel.basic_publish(
             exchange="",
@@ -94,7 +94,7 @@ def tell(fault):
 class Parameters(pika.URLParameters):
     """What pika reads from a URL, with other defaults; ?heartbeat=30 in the URL overrides one."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika looks every 8 + 5: silence lasts 26 at most
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; a silent broker is noticed after 26 at the latest
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
@@ -124,7 +124,7 @@ def brokers():
     """
     urls = os.getenv("AMQP_URL", "").strip() or "amqp://localhost"
     found = []
-    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):  # but not at commas within one
+    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):  # at commas before amqp:// alone
         try:
             parameters = parameters_of(url)
         except OSError as error:
@@ -147,7 +147,7 @@ def parameters_of(url):
 def connect(url):
     """Return a new pika.BlockingConnection; raise AMQPConnectionError, whatever prevents it."""
     try:
-        return pika.BlockingConnection(parameters_of(url))  # made anew, it reads certificates anew
+        return pika.BlockingConnection(parameters_of(url))  # with certificates as they are now
     except Exception as error:  # pika also raises gaierror, SSLError and others
         raise pika.exceptions.AMQPConnectionError from error
 

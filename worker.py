@@ -2,8 +2,8 @@
 """Do the tasks of the durable RabbitMQ queue "task_queue", one at a time, a second for each dot.
 
 Ctrl+C ends it at once; SIGTERM, when the task in hand is done; a second one, at once.
-AMQP_URL=amqp[s]://user:password@host:port/vhost names RabbitMQ, or the nodes of its cluster,
-separated by commas; unset, it is on localhost.
+AMQP_URL=amqp[s]://user:password@host:port/vhost names RabbitMQ; for a cluster, give several such
+URLs, separated by commas. Unset, RabbitMQ is on localhost.
 Exit status: 0 after a signal, 1 if AMQP_URL cannot be used, 2 for an argument.
 """
 
@@ -25,10 +25,6 @@ import pika
 
 SCRIPT = "worker.py"
 
-# Processes that work() may start are to be fresh ones: copies of this one would keep its
-# connection, and not end on terminate().
-set_start_method("spawn", force=True)
-
 # One thread does the tasks. Meanwhile the main thread sends heartbeats: without them, RabbitMQ
 # would drop the connection during a long task.
 executor = futures.ThreadPoolExecutor(max_workers=1)
@@ -39,9 +35,9 @@ stopping = False  # True once SIGTERM has come
 def work(body):
     """Do one task, `body` (bytes): sleep a second for each dot.
 
-    Put your own work() into a module of its own, such as orders.py, and `from orders import work`
-    here, in place of this one. When it returns, the task is done. When it raises, the task comes
-    again after a second, before all others, again and again: so catch what no retry can cure.
+    Put your own work() into a module of its own, such as orders.py, and import it below, where
+    `from orders import work` stands. When it returns, the task is done. When it raises, the task
+    comes again after a second, before all others, again and again: catch what no retry can cure.
 
     A task may be done twice; make that harmless. One of more than half an hour is given to another
     worker, too, again and again, unless you raise RabbitMQ's consumer_timeout. All tasks are done
@@ -67,23 +63,20 @@ def consume(connection):
         if stopping:
             return  # not acknowledged, the task goes back to the queue when the connection closes
         print(f" [x] Received {printable(body)}")
-        # The other thread calls work(). Until that ends, look after the connection twice a second:
-        # that sends heartbeats, delivers no other task, and raises if the connection is lost.
-        in_hand = executor.submit(attempt, body)
-        while futures.wait([in_hand], timeout=0.5).not_done:
-            connection.process_data_events()
-            if ch.is_closed:
-                return  # RabbitMQ has closed only the channel: start_consuming() will raise why
+        in_hand = executor.submit(attempt, body)  # in the other thread, attempt() calls work()
+        send_heartbeats_until_done(connection, ch)
+        if ch.is_closed:
+            return  # as after consumer_timeout: start_consuming() raises what RabbitMQ says
         if in_hand.result():
             print(" [x] Done")
             ch.basic_ack(delivery_tag=method.delivery_tag)
         else:  # work() has raised: put the task back, after a second, since it comes again at once
             connection.sleep(1)
-            ch.basic_nack(delivery_tag=method.delivery_tag)
+            ch.basic_nack(delivery_tag=method.delivery_tag, requeue=True)
 
     channel.basic_consume(queue="task_queue", on_message_callback=callback)
 
-    watch_for_sigterm(connection)  # from now on, by a timer
+    watch_for_sigterm(connection)  # by a timer, since a signal does not end start_consuming()
     channel.start_consuming()  # returns only if RabbitMQ ends it, as when the queue is deleted
     raise pika.exceptions.ConsumerCancelled
 
@@ -91,21 +84,35 @@ def consume(connection):
 # --- The tutorial ends here. What follows keeps it going where things fail: ---
 # work() raises: attempt(). RabbitMQ is lost: main() and wait(). A signal comes: stop().
 
+# Processes that work() may start are to be fresh ones: copies of this one would keep its
+# connection, and not end on terminate().
+set_start_method("spawn", force=True)
+
+# from orders import work  # your own, instead of the one above
+
 
 def attempt(body):
     """Return whether work() has done the task; if not, print why."""
     try:
         result = work(body)
-        # A work() with async def, with yield, or that returns what submit() gives, has not ended.
+        # The coroutine of an async def, for example, has only been made, and not run.
         if isinstance(result, (AsyncGenerator, Awaitable, Generator, futures.Future)):
-            kind = type(result).__name__
-            raise TypeError(f"work() returned a {kind}: the task is not done; see asyncio.run()")
+            raise TypeError(f"work() returned {result!r}: use asyncio.run(), or wait for it")
         return True
     except BaseException as error:  # even sys.exit() in work()
         print(f"{SCRIPT}: cannot do the task: {type(error).__name__}", file=sys.stderr)
         for line in traceback.format_exc().splitlines():
             print(f"  {escaped(line[:1000])}", file=sys.stderr)
         return False
+
+
+def send_heartbeats_until_done(connection, ch):
+    """Wait until the task in hand has ended, or RabbitMQ has closed the channel `ch`.
+
+    Raise AMQPError if the connection is lost.
+    """
+    while ch.is_open and futures.wait([in_hand], timeout=0.5).not_done:
+        connection.process_data_events()  # within callback(), this delivers no other task
 
 
 def main():
@@ -164,7 +171,7 @@ def wait(seconds):
 class Parameters(pika.URLParameters):
     """What pika reads from a URL, with other defaults; ?heartbeat=30 in the URL overrides one."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; pika looks every 8 + 5: silence lasts 26 at most
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; a silent broker is noticed after 26 at the latest
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
@@ -194,7 +201,7 @@ def brokers():
     """
     urls = os.getenv("AMQP_URL", "").strip() or "amqp://localhost"
     found = []
-    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):  # but not at commas within one
+    for url in re.split(r"\s*,\s*(?=amqps?://)", urls):  # at commas before amqp:// alone
         try:
             parameters = parameters_of(url)
         except OSError as error:
@@ -217,7 +224,7 @@ def parameters_of(url):
 def connect(url):
     """Return a new pika.BlockingConnection; raise AMQPConnectionError, whatever prevents it."""
     try:
-        return pika.BlockingConnection(parameters_of(url))  # made anew, it reads certificates anew
+        return pika.BlockingConnection(parameters_of(url))  # with certificates as they are now
     except Exception as error:  # pika also raises gaierror, SSLError and others
         raise pika.exceptions.AMQPConnectionError from error
 
