@@ -154,7 +154,7 @@ def watch_for_sigterm(connection):
 
 def wait(seconds):
     """Wait for work that has lost its connection, then for `seconds`; exit after SIGTERM."""
-    if in_hand and not in_hand.done():  # take no task until it has ended: others can
+    if in_hand and not in_hand.done():  # a new task would queue behind it: others can do it now
         print(f"{SCRIPT}: waiting for the work in hand", file=sys.stderr)
         while not in_hand.done():
             time.sleep(0.1)
