@@ -18,6 +18,7 @@ import re
 import sys
 from contextlib import suppress
 from socket import gethostname
+from urllib.parse import urlsplit
 
 import pika
 
@@ -47,7 +48,7 @@ def send(url, lines):
             routing_key="task_queue",
             body=message,
             properties=pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent),
-            mandatory=True,  # else, if the queue is gone, RabbitMQ confirms a task and drops it
+            mandatory=True,  # without this, RabbitMQ drops, and confirms, what no queue takes
         )
         confirmed += 1
         print(f" [x] Sent {printable(message)}")
@@ -59,7 +60,7 @@ def send(url, lines):
 
 
 def main():
-    """Try one broker after the other, until all is confirmed; return the exit status."""
+    """Try each broker once, until all is confirmed; return the exit status."""
     set_up_output()
     known = brokers()
     try:
@@ -94,14 +95,10 @@ def tell(fault):
 class Parameters(pika.URLParameters):
     """What pika reads from a URL, with other defaults; ?heartbeat=30 in the URL overrides one."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; a silent broker is noticed after 26 at the latest
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; so a silent broker is noticed within half a minute
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
-
-# amqp://user:password@host:port/vhost?parameters. In amqp://me:12/34@host, whose password has a /,
-# pika would take "me" for the host and 12 for its port: a fault would show a part of the password.
-URL_PATTERN = r"amqps?://[^/?#]*(/[^/?#@]*)?(\?[^#@]*)?"
 
 # What newcomers meet: words in repr(error), and what to do about it.
 ADVICE = {
@@ -130,8 +127,10 @@ def brokers():
         except OSError as error:
             sys.exit(f"{SCRIPT}: cannot read a file that AMQP_URL names: {error}")
         except Exception:  # not shown, as it may quote the password
-            right = "amqp://user:password@host:port/vhost, with %XX for / ? # @ in a password"
-            sys.exit(f"{SCRIPT}: cannot use AMQP_URL; write {right}")
+            sys.exit(
+                f"{SCRIPT}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost, "
+                "with %XX for / ? # @ in a password"
+            )
         found.append((f"{parameters.host}:{parameters.port}", url))
     random.shuffle(found)
     return found
@@ -139,8 +138,12 @@ def brokers():
 
 def parameters_of(url):
     """Return Parameters; raise OSError if a file that `url` names cannot be read, or ValueError."""
-    if not url.isascii() or not re.fullmatch(URL_PATTERN, url):
-        raise ValueError
+    url.encode()  # a ValueError if it is not UTF-8
+    scheme, _, *rest = urlsplit(url)
+    if scheme not in ("amqp", "amqps"):
+        raise ValueError  # pika would connect to localhost
+    if "@" in "".join(rest):
+        raise ValueError  # pika would take a plain / ? or # in a password for the end of the host
     return Parameters(url)
 
 

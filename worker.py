@@ -20,6 +20,7 @@ from concurrent import futures
 from itertools import cycle
 from multiprocessing import set_start_method
 from socket import gethostname
+from urllib.parse import urlsplit
 
 import pika
 
@@ -35,9 +36,9 @@ stopping = False  # True once SIGTERM has come
 def work(body):
     """Do one task, `body` (bytes): sleep a second for each dot.
 
-    Put your own work() into a module of its own, such as orders.py, and import it below, where
-    `from orders import work` stands. When it returns, the task is done. When it raises, the task
-    comes again after a second, before all others, again and again: catch what no retry can cure.
+    Put your own work() into a module of its own, such as orders.py, and uncomment its import below.
+    When it returns, the task is done. When it raises, the task comes again after a second, before
+    all others, again and again: so catch what no retry can cure.
 
     A task may be done twice; make that harmless. One of more than half an hour is given to another
     worker, too, again and again, unless you raise RabbitMQ's consumer_timeout. All tasks are done
@@ -84,8 +85,8 @@ def consume(connection):
 # --- The tutorial ends here. What follows keeps it going where things fail: ---
 # work() raises: attempt(). RabbitMQ is lost: main() and wait(). A signal comes: stop().
 
-# Processes that work() may start are to be fresh ones: copies of this one would keep its
-# connection, and not end on terminate().
+# Needed only if your own work() uses multiprocessing: its processes begin afresh. Copies of this
+# one would keep its connection, and not end on terminate().
 set_start_method("spawn", force=True)
 
 # from orders import work  # your own, instead of the one above
@@ -131,7 +132,7 @@ def main():
             fault = f"cannot consume from {address}: {reason(error)}"
             plan = "" if stopping else "; trying again"
             print(f"{SCRIPT}: {fault}{plan}", file=sys.stderr)
-        if connected_at is not None and time.monotonic() - connected_at > 1:
+        if connected_at and time.monotonic() - connected_at > 1:
             pause = 1  # the connection was not dropped at once
         wait(pause * random.uniform(1, 1.5))  # random, or all workers would come at once
         pause = min(2 * pause, 20)
@@ -171,14 +172,10 @@ def wait(seconds):
 class Parameters(pika.URLParameters):
     """What pika reads from a URL, with other defaults; ?heartbeat=30 in the URL overrides one."""
 
-    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; a silent broker is noticed after 26 at the latest
+    DEFAULT_HEARTBEAT_TIMEOUT = 8  # seconds; so a silent broker is noticed within half a minute
     DEFAULT_BLOCKED_CONNECTION_TIMEOUT = 20  # seconds for RabbitMQ to find memory or disk again
     DEFAULT_CLIENT_PROPERTIES = {"connection_name": f"{SCRIPT} {gethostname()} {os.getpid()}"}
 
-
-# amqp://user:password@host:port/vhost?parameters. In amqp://me:12/34@host, whose password has a /,
-# pika would take "me" for the host and 12 for its port: a fault would show a part of the password.
-URL_PATTERN = r"amqps?://[^/?#]*(/[^/?#@]*)?(\?[^#@]*)?"
 
 # What newcomers meet: words in repr(error), and what to do about it.
 ADVICE = {
@@ -207,8 +204,10 @@ def brokers():
         except OSError as error:
             sys.exit(f"{SCRIPT}: cannot read a file that AMQP_URL names: {error}")
         except Exception:  # not shown, as it may quote the password
-            right = "amqp://user:password@host:port/vhost, with %XX for / ? # @ in a password"
-            sys.exit(f"{SCRIPT}: cannot use AMQP_URL; write {right}")
+            sys.exit(
+                f"{SCRIPT}: cannot use AMQP_URL; write amqp://user:password@host:port/vhost, "
+                "with %XX for / ? # @ in a password"
+            )
         found.append((f"{parameters.host}:{parameters.port}", url))
     random.shuffle(found)
     return found
@@ -216,8 +215,12 @@ def brokers():
 
 def parameters_of(url):
     """Return Parameters; raise OSError if a file that `url` names cannot be read, or ValueError."""
-    if not url.isascii() or not re.fullmatch(URL_PATTERN, url):
-        raise ValueError
+    url.encode()  # a ValueError if it is not UTF-8
+    scheme, _, *rest = urlsplit(url)
+    if scheme not in ("amqp", "amqps"):
+        raise ValueError  # pika would connect to localhost
+    if "@" in "".join(rest):
+        raise ValueError  # pika would take a plain / ? or # in a password for the end of the host
     return Parameters(url)
 
 
