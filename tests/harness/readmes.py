@@ -27,12 +27,11 @@ def steps(console):
 def commands(name, *starts):
     """Return the commands of a README that begin with one of `starts`, each once, on one line.
 
-    They stand behind a `$ ` or between backquotes. A TEST_BROKER before one is left out: the
-    tests have their broker.
+    They stand behind a `$ ` or between backquotes.
     """
-    text = re.sub(r"^ *```.*$", "", (ROOT / name).read_text(), flags=re.MULTILINE)
-    found = ("".join(either) for either in re.findall(r"^ *\$ (.*)$|`([^`]*)`", text, re.MULTILINE))
-    found = (re.sub(r"^TEST_BROKER=\w+ ", "", " ".join(command.split())) for command in found)
+    text = (ROOT / name).read_text()
+    found = re.findall(r"^ *\$ (.*)$|(?<!`)`([^`]+)`(?!`)", text, re.MULTILINE)
+    found = (" ".join((typed or named).split()) for typed, named in found)
     return list(dict.fromkeys(command for command in found if command.startswith(starts)))
 
 
