@@ -67,11 +67,8 @@ def test_it_starts_on_the_ports_of_the_readme(type_in):
 
 # --- The second half: a worker as a service ---
 
-SERVICE = [
-    command
-    for command in commands("README.md", "docker ")
-    if command not in LEARN and command != "docker run --env-file"
-]
+SERVICE = [command for command in commands("README.md", "docker ") if command not in LEARN]
+GUEST = "guest:guest@rabbitmq"
 
 
 @pytest.fixture
@@ -88,10 +85,9 @@ def service(broker, tmp_path, type_in):
         "RUN pip install --no-cache-dir -r /worker/requirements.txt\n": "COPY pika /worker/pika/\n",
     }
     (tmp_path / "Dockerfile").write_text(edited(dockerfile, here))
-    user = {"worker:PASSWORD@rabbitmq/jobs": "guest:guest@rabbitmq"}
-    (tmp_path / "worker.yml").write_text(edited(yaml, user))
+    (tmp_path / "worker.yml").write_text(edited(yaml, {"worker:PASSWORD@rabbitmq/jobs": GUEST}))
     (tmp_path / "take.py").write_text(block("python", "basic_get"))
-    for name in ("worker.py", "requirements.txt"):
+    for name in ("worker.py", "new_task.py", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(Path(pika.__file__).parent, tmp_path / "pika")
     files = f"docker-compose.yml{os.pathsep}worker.yml"
@@ -108,7 +104,7 @@ def inspect(container):
 
 def test_workers_in_containers_are_started_stopped_killed_and_looked_at(broker, queue, service):
     """SIGTERM ends one when its task is done; what take.py takes off is in the volume."""
-    start, logs, restart, names, kill, take, start_again = SERVICE  # each is run below
+    start, renew, logs, restart, names, kill, take, start_again, again = SERVICE  # each is run
 
     def consume(count):
         wait_until(lambda: queue.consumers() == count, f"{count} consume")
@@ -124,16 +120,20 @@ def test_workers_in_containers_are_started_stopped_killed_and_looked_at(broker, 
     shown = [line for line in service(logs).splitlines() if found[1] in line]
     assert shown[-1].endswith(" [x] Done")
     assert inspect(container)["State"]["ExitCode"] == 0
-    service(start_again)
+    service("sed -i s,@rabbitmq,@rabbitmq/%2F, worker.yml")
+    service(renew)
     consume(2)
+    assert "@rabbitmq/%2F" in str(inspect(container)["Config"]["Env"])
     service(edited(restart, {"NAME": container}))
-    wait_until(lambda: service(logs).count("Waiting") == 4, "it was killed and runs again")
+    wait_until(lambda: service(logs).count("Waiting") == 3, "it was killed and runs again")
     service(kill)
     consume(0)
     queue.publish(b"taken")
     file, shown = service(take).split(": ")
+    assert shown == "taken\n"
+    service(edited(again, {"producer:PASSWORD@rabbitmq/jobs": GUEST, "FILE": file}))
     service(start_again)
-    assert shown.strip() == docker("exec", container, "cat", file) == "taken"
+    wait_until(lambda: "Received taken" in service(logs), "it was sent again")
 
 
 # --- The compose file itself ---
