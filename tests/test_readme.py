@@ -58,7 +58,7 @@ sudo systemctl restart 'worker@*'
 sudo systemctl stop --no-block 'worker@*'
 sudo systemctl kill --signal KILL worker@1
 sudo systemctl kill --signal KILL 'worker@*'
-sudo journalctl --unit worker@1
+sudo journalctl --unit worker@1 --lines 20 --follow
 sudo journalctl --unit 'worker@*' --lines 50 --output with-unit
 
 .ci/run runs the demo and the tests, and these make an environment as the others do:
@@ -72,7 +72,7 @@ The tests come in as guest, have the folder, and only look:
 rabbitmqctl delete_user guest
 git clone ADDRESS
 df -h
-openssl s_client -connect HOST:5671 -showcerts </dev/null
+openssl s_client -connect HOST:5671 -CAfile /etc/ca.pem -showcerts </dev/null
 """.splitlines()
 RABBITMQ = [
     command
@@ -192,10 +192,11 @@ def test_a_task_that_kills_its_process_or_hangs_is_given_up(own_work, queue, fol
     """The process runs its task as Python."""
     (folder / "resize.py").write_text("import os, time\nexec(input())")
     console = own_work(edited(block("python", "subprocess"), {"1500": "5"}))
-    queue.publish(b"os.kill(os.getpid(), 9)", b"time.sleep(99)", b"pass")
+    queue.publish(b"os.kill(os.getpid(), 9)", b"time.sleep(99)", b"pass", b"exit(1)")
     console.wait_for_line(DONE, count=3)
     shown = r"given up: .*SIGKILL.*given up: .*timed out.*Received pass \[x\] Done"
     assert re.search(shown, "".join(console.out))
+    console.wait_for_line(FAILED, count=2)
 
 
 def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
@@ -311,7 +312,7 @@ def test_a_task_is_taken_off_into_a_file_and_sent_again(broker, queue, folder, t
 def test_the_rest_of_a_file_is_sent(queue, folder, type_in):
     lines = [b"\xff" * number for number in range(1, 514)] + [b"\0"]
     (folder / "tasks.txt").write_bytes(b"\n \n\n".join(lines))
-    assert type_in(*REST).wait() == 0
+    assert type_in(here(REST)).wait() == 0
     assert queue.take_all() == lines[512:]
 
 
