@@ -11,7 +11,7 @@ BATCH = 20  # tasks for one producer
 class Feeder:
     """Gives a batch of numbered tasks to one producer after another, each when the last has ended.
 
-    `start_producer` takes the lines of a batch as bytes, and returns a Console that sends them.
+    `start_producer` takes the lines of a batch as `stdin`, and returns a Console that sends them.
     """
 
     def __init__(self, name, start_producer):
@@ -23,7 +23,7 @@ class Feeder:
 
     def _feed(self):
         while not self.ending.wait(0.5):  # else a broker that is away has them start without end
-            producer = self.start_producer(self._next_batch())
+            producer = self.start_producer(stdin=self._next_batch())
             self.producers.append(producer)
             producer.wait()
 
