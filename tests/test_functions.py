@@ -1,10 +1,8 @@
 """What the scripts' functions take and give: no RabbitMQ, and any system."""
 
-import asyncio
 import contextlib
 import re
 import socket
-import socketserver
 import subprocess
 import sys
 import textwrap
@@ -125,8 +123,6 @@ def test_escapes_in_it_are_undone_and_parameters_override_the_defaults():
     "url",
     [
         "localhost",  # pika would take these for a vhost on localhost
-        "127.0.0.1:1",
-        "rabbit.example/vhost",
         "http://localhost/",
         "amqp://guest:s3cret@localhost:100000/",
         "amqp://guest:s3cret@localhost:port/",
@@ -170,30 +166,6 @@ def test_a_host_without_rabbitmq_is_told_with_advice():
     assert why_not(unknown) == "unknown host, or no name server answers"
 
 
-@pytest.fixture
-def listener():
-    """Listen on a port, and send each client `answer` and hang up; None: stay silent."""
-    servers, ended = [], threading.Event()
-
-    def listen(answer):
-        def serve(client, *_):
-            client.recv(8)
-            if answer is None:
-                ended.wait()
-            else:
-                client.sendall(answer)
-
-        servers.append(socketserver.ThreadingTCPServer(("127.0.0.1", 0), serve))
-        threading.Thread(target=servers[-1].serve_forever).start()
-        return f"127.0.0.1:{servers[-1].server_address[1]}"
-
-    yield listen
-    ended.set()
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="others refuse when the queue is full")
 def test_a_host_that_takes_no_connection_is_told_with_advice():
     """As one behind a firewall: here the queue of a listener is full."""
@@ -211,21 +183,21 @@ def test_a_host_that_takes_no_connection_is_told_with_advice():
         assert why_not(url) == "no answer; is the host up, and no firewall in between?"
 
 
-@pytest.mark.parametrize(
-    ("answer", "why"),
-    [
-        (b"", "no AMQP answer; wrong port, or is RabbitMQ booting?"),
-        (b"AMQP\0\0\x09\1", "no AMQP answer; wrong port, or is RabbitMQ booting?"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no AMQP answer; wrong port"),
-        (b"\1\0\0\0\0\0\xff", ""),  # half a frame
-        (b"\x01" * 99, ""),  # noise
-        (None, "no AMQP answer; is RabbitMQ booting or frozen?"),
-    ],
-)
-def test_something_that_is_no_rabbitmq_is_told_in_a_line(listener, answer, why):
-    url = f"amqp://u:{SECRET}@{listener(answer)}/?stack_timeout=3"
-    line = why_not(url)
-    assert line.startswith(why) and SECRET not in line
+def test_something_that_is_silent_or_hangs_up_is_told_with_advice():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"amqp://u:{SECRET}@127.0.0.1:{listener.getsockname()[1]}/?stack_timeout=3"
+        assert why_not(url) == "no AMQP answer; is RabbitMQ booting or frozen?"
+
+        def hang_up():
+            for _ in range(2):  # the connection of above, and the next
+                client, _ = listener.accept()
+                client.recv(8)
+                client.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        assert why_not(url) == "no AMQP answer; wrong port, or is RabbitMQ booting?"
+        thread.join()
 
 
 # --- What is shown ---
@@ -271,12 +243,8 @@ class Mute(Exception):
     "error",
     [
         ValueError("forged\nworker.py: cannot do the task: other \x1b[2J"),
-        TimeoutError("mine"),
-        ConnectionRefusedError("the database's"),
         KeyboardInterrupt(),
         SystemExit(0),
-        asyncio.CancelledError(),
-        MemoryError(),
         UnicodeEncodeError("utf-8", "\udcff", 0, 1, "mine"),
         Mute(),
     ],
