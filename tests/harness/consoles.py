@@ -35,12 +35,14 @@ class Line(NamedTuple):
 class Console:
     """A running program, what it has printed, and the ways to end it.
 
-    Its standard input is empty, or holds the bytes `stdin`; with subprocess.PIPE it is open.
+    Its standard input is empty, or holds the bytes `stdin`; with subprocess.PIPE it is open. Each
+    line is given to `show` as it comes.
     """
 
-    def __init__(self, *argv, env=None, stdin=b"", cwd=ROOT):
+    def __init__(self, *argv, env=None, stdin=b"", cwd=ROOT, show=None):
         self.name = " ".join(str(word) for word in argv[1:])
         self.lines = []
+        self.show = show or (lambda text: None)
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             argv,
@@ -64,6 +66,7 @@ class Console:
         with getattr(self.process, f"std{stream}") as pipe:
             for raw in pipe:
                 text = raw.decode(errors="surrogateescape").removesuffix("\n")
+                self.show(text)
                 self.lines.append(Line(stream, text, time.monotonic()))
 
     def texts(self, stream):
@@ -111,11 +114,6 @@ class Console:
         """Type `text` into standard input."""
         self.stdin.write(text.encode())
         self.stdin.flush()
-
-    def status(self, name):
-        """Return what Linux says of the process under this name, such as VmHWM."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return re.search(rf"^{name}:\s+(\w+)", status, re.MULTILINE)[1]
 
     def signal(self, signum):
         self.process.send_signal(signum)

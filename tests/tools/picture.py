@@ -1,11 +1,10 @@
 """A picture of two consoles, one of which is killed: the same however fast or slow all went."""
 
 from collections import Counter
-from html import escape
 from pathlib import Path
 
 SVG = """\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 900 {bottom}" xml:space="preserve">
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 900 180" xml:space="preserve">
 <title>A worker is killed in the middle of a task, and another does it</title>
 <style>
 rect {{ fill: #161b22; stroke: #6e7681 }}
@@ -17,8 +16,8 @@ text {{ font: 15.2px Menlo, Consolas, "DejaVu Sans Mono", monospace }}
 @media (prefers-reduced-motion: no-preference) {{ .line {{ animation: appear 1ms backwards }} }}
 @keyframes appear {{ from {{ opacity: 0 }} }}
 </style>
-<rect x="0" width="444" height="{height}" rx="8"/>
-<rect x="454" width="444" height="{height}" rx="8"/>
+<rect x="0" width="444" height="178" rx="8"/>
+<rect x="454" width="444" height="178" rx="8"/>
 <text class="title" x="8" y="21">one worker</text>
 <text class="title" x="462" y="21">another worker</text>
 {lines}
@@ -27,13 +26,12 @@ text {{ font: 15.2px Menlo, Consolas, "DejaVu Sans Mono", monospace }}
 LINE = '<text class="line" style="animation-delay: {delay}s" x="{x}" y="{y}">{text}</text>'
 
 
-def draw(path, lines, task):
-    """Write the picture of `lines`, (console, text) in their order.
+def draw(path, lines, left, task):
+    """Write the picture of `lines`, (console, text) in their order; `left` is the left console.
 
-    The console that is killed is the left one. Until the task comes, the two stand side by side;
-    from then on, each line is lower than those before it, and appears a second later.
+    Until the task comes, the two stand side by side; from then on, each line is lower than those
+    before it, and appears a second later.
     """
-    left = next(console for console, text in lines if text == "Killed")
     rows = Counter()
     delay = 0
     drawn = []
@@ -45,12 +43,10 @@ def draw(path, lines, task):
         x = 8 if console == left else 462
         y = 24 * rows[console] + 23
         drawn.append(LINE.format(delay=delay, x=x, y=y, text=marked(text, task)))
-    height = 24 * max(rows.values()) + 34
-    Path(path).write_text(SVG.format(bottom=height + 2, height=height, lines="\n".join(drawn)))
+    Path(path).write_text(SVG.format(lines="\n".join(drawn)))
 
 
 def marked(text, task):
-    """Return the text as SVG has it, with the task and the kill in their colours."""
-    text = escape(text, quote=False)
+    """Return the text with the task and the kill in their colours."""
     text = text.replace(task, f'<tspan class="task">{task}</tspan>')
     return text.replace("Killed", '<tspan class="killed">Killed</tspan>')
