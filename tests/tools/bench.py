@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import os
 import re
-import signal
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,25 +30,22 @@ from tests.harness.scripts import PEERS
 from tests.harness.waiting import wait_until
 
 QUEUES = ("task_queue", "celery", "default", "default.DQ", "default.XQ")
-RECEIVED = " [x] Received"
-DONE = " [x] Done"
 SLEEP = re.compile(r"(await asyncio|time)\.sleep\(.*\.count\(.*\)\)")
 
 
 class Contestant(NamedTuple):
-    """What Python runs in a folder: to send a text, to send lines, to do tasks."""
+    """What Python runs: to send a text, to send lines, to do tasks."""
 
     one: str
     many: str
     worker: str
     queue: str = "task_queue"
-    folder: Path = PEERS
 
 
-CELERY_WORKER = "-m celery --quiet -A celery_app worker -P prefork -c 1 -l ERROR -n NUMBER"
+CELERY_WORKER = "-m celery --quiet -A celery_app worker -P prefork -c 1 -l ERROR"
 DRAMATIQ_WORKER = "-m dramatiq --processes 1 --threads 1 --skip-logging dramatiq_app"
 CONTESTANTS = {
-    "ours": Contestant("new_task.py", "new_task.py -", "worker.py", folder=ROOT),
+    "ours": Contestant("new_task.py", "new_task.py -", "worker.py"),
     "tutorial": Contestant("tutorial_new_task.py", "tutorial_lines.py", "tutorial_worker.py"),
     "aio-pika": Contestant("aio.py", "aio.py -", "aio.py worker"),
     "Celery": Contestant("celery_app.py", "celery_app.py -", CELERY_WORKER, "celery"),
@@ -57,25 +54,20 @@ CONTESTANTS = {
 
 
 class Bench:
-    """A broker with empty queues, a copy of a contestant's programs, and what is running of it."""
+    """A broker with empty queues, and a copy of all programs, for one contestant."""
 
-    def __init__(self, broker, who):
-        self.who = who
+    def __init__(self, broker, folder, who):
+        self.who, self.folder = who, folder
         self.queue = Queue(broker, who.queue)
         self.env = {**os.environ, "AMQP_URL": broker.url(), "dramatiq_queue_prefetch": "1"}
-        self.consoles = []
-        self.copy = tempfile.TemporaryDirectory()
-        self.folder = Path(self.copy.name)
-        for program in who.folder.glob("*.py"):
-            (self.folder / program.name).write_text(program.read_text())
+        for program in [*ROOT.glob("*.py"), *PEERS.glob("*.py")]:
+            shutil.copy(program, folder)
         for name in QUEUES:
             Queue(broker, name).delete()
 
     def leave_out_work(self):
         for program in self.folder.glob("*.py"):
-            text = SLEEP.sub("pass", program.read_text())
-            assert ".count(" not in text, f"{program.name} has another work"
-            program.write_text(text)
+            program.write_text(SLEEP.sub("pass", program.read_text()))
 
     def run(self, words, lines=b""):
         """Run a client to its end; return how many seconds it took."""
@@ -86,26 +78,19 @@ class Bench:
             subprocess.run(argv, env=self.env, cwd=self.folder, stdin=file, stdout=null, check=True)
             return time.perf_counter() - began
 
-    def workers(self, count):
-        """Start workers, and return them when all of them consume."""
-        self.run(self.who.many, b"first\n")  # so that the queue is there
-        for number in range(count):
-            words = self.who.worker.replace("NUMBER", str(number)).split()
-            console = Console(sys.executable, *words, env=self.env, cwd=self.folder)
-            self.consoles.append(console)
-        wait_until(lambda: self.queue.consumers() == count, "all workers consume")
-        wait_until(lambda: any(stamps(one, DONE) for one in self.consoles), "the first is done")
-        return list(self.consoles)
-
-    def close(self):
-        for console in self.consoles:
-            console.close()
-        self.copy.cleanup()
+    @contextlib.contextmanager
+    def worker(self):
+        """Start a worker, and give it when it has done one task."""
+        self.run(self.who.many, b"first\n")
+        argv = [sys.executable, *self.who.worker.split()]
+        with contextlib.closing(Console(*argv, env=self.env, cwd=self.folder)) as console:
+            wait_until(lambda: stamps(console), "the first is done")
+            yield console
 
 
-def stamps(worker, start):
-    """Return when the worker has printed the lines that start so."""
-    return [line.at for line in list(worker.lines) if line.text.startswith(start)]
+def stamps(worker):
+    """Return when the worker has printed that a task is done."""
+    return [line.at for line in list(worker.lines) if line.text == " [x] Done"]
 
 
 # --- What is measured: each returns a figure, and its docstring says what that is ---
@@ -127,9 +112,9 @@ def many_sent(bench):
 def many_done(bench):
     """tasks without dots done by a worker, per second"""
     bench.run(bench.who.many, b"task\n" * 5000)
-    [worker] = bench.workers(1)
-    wait_until(lambda: len(stamps(worker, DONE)) == 5001, "all are done", 600, poll=0.5)
-    at = stamps(worker, DONE)[500:]  # in full swing
+    with bench.worker() as worker:
+        wait_until(lambda: len(stamps(worker)) == 5001, "all are done", 600, poll=0.5)
+    at = stamps(worker)[500:]  # in full swing
     return (len(at) - 1) / (at[-1] - at[0])
 
 
@@ -141,42 +126,23 @@ def many_passed(bench):
 
 def memory(bench):
     """memory of an idle worker, MiB"""
-    [worker] = bench.workers(1)
-    family = brokers.run("ps", "-o", "rss=", "--sid", str(worker.process.pid))
+    with bench.worker() as worker:
+        family = brokers.run("ps", "-o", "rss=", "--sid", str(worker.process.pid))
     return sum(int(size) for size in family.split()) / 1024
 
 
-def killed(bench):
-    """from `kill -9` of a worker to `Received` at the next, ms"""
-    workers = bench.workers(2)
-    bench.run(bench.who.many, b"." * 600 + b"\n")
-
-    def busy():
-        return [one for one in workers if len(stamps(one, RECEIVED)) > len(stamps(one, DONE))]
-
-    [victim] = wait_until(busy, "a worker has the task")
-    workers.remove(victim)
-    began = time.monotonic()
-    victim.kill()
-    [other] = wait_until(busy, "the other has it")
-    return 1000 * (stamps(other, RECEIVED)[-1] - began)
-
-
-MEASUREMENTS = {
+ROWS = {
     "one": one_sent,
     "many": many_sent,
     "done": many_done,
     "pass": many_passed,
     "memory": memory,
-    "kill": killed,
 }
 
 
-def measure(how, broker, name):
-    """Have a contestant measured; one of an unknown name is the scripts in a folder."""
-    who = CONTESTANTS.get(name) or CONTESTANTS["ours"]._replace(folder=Path(name))
-    with contextlib.closing(Bench(broker, who)) as bench:
-        return how(bench)
+def measure(how, broker, who):
+    with tempfile.TemporaryDirectory() as folder:
+        return how(Bench(broker, Path(folder), who))
 
 
 def cell(values):
@@ -187,36 +153,20 @@ def cell(values):
     return f"{median:.{places}f} ±{half_range:.0f} %"
 
 
-def known(name):
-    """Return `name` if it is a contestant's, or a folder's with the scripts."""
-    if name not in CONTESTANTS and not Path(name, "worker.py").exists():
-        raise argparse.ArgumentTypeError(f"{name} is no folder with the scripts")
-    return name
-
-
 def main():
     parser = argparse.ArgumentParser(prog="tests/bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS)
-    parser.add_argument(
-        "--beside",
-        nargs="*",
-        type=known,
-        default=list(CONTESTANTS)[1:],
-        help=f"which of {', '.join(CONTESTANTS)}, or a folder with another version of the scripts",
-    )
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
-    columns = ["ours", *given.beside]
     with contextlib.closing(brokers.choose()()) as broker:
         broker.start()
         print(f"{type(broker).__name__} {broker.ctl('version').strip()}, {given.rounds} rounds")
-        print("|  |", " | ".join(columns), "|")
-        print("|---|" + "---:|" * len(columns))
-        for how in map(MEASUREMENTS.get, given.only):
-            figures = {name: [] for name in columns}
-            for name in columns * given.rounds:
-                figures[name].append(measure(how, broker, name))
+        print("|  |", " | ".join(CONTESTANTS), "|")
+        print("|---|" + "---:|" * len(CONTESTANTS))
+        for how in map(ROWS.get, given.only):
+            figures = {name: [] for name in CONTESTANTS}
+            for name in [*CONTESTANTS] * given.rounds:
+                figures[name].append(measure(how, broker, CONTESTANTS[name]))
             print(f"| {how.__doc__} |", " | ".join(map(cell, figures.values())), "|", flush=True)
 
 
