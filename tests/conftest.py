@@ -15,8 +15,7 @@ from tests.harness import brokers
 from tests.harness.consoles import ROOT, Console
 from tests.harness.proxy import Proxy
 from tests.harness.queues import Queue
-from tests.harness.readmes import edited
-from tests.harness.scripts import NEW_TASK, NOBODY, RECEIVED, SECRET, TUTORIAL, WAITING, WORKER
+from tests.harness.scripts import NEW_TASK, NOBODY, WAITING, WORKER
 from tests.harness.waiting import wait_until
 
 # A shell that starts us in the background has us ignore Ctrl+C, and our consoles would inherit it.
@@ -153,7 +152,7 @@ def worker_of(start, tmp_path):
     def start_own(lines, top="", **options):
         program = tmp_path / "own.py"
         program.write_text(
-            "import asyncio, os, sys, time\nfrom concurrent import futures\nimport worker\n"
+            "import os, time\nimport worker\n"
             f"{top}\ndef work(body):\n"
             + textwrap.indent(lines, "    ")
             + "\nworker.work = work\nif __name__ == '__main__':\n    worker.main()\n"
@@ -163,20 +162,6 @@ def worker_of(start, tmp_path):
         return console
 
     return start_own
-
-
-@pytest.fixture
-def busy(worker, queue):
-    """A worker with a task of `seconds` in hand, and a second task that waits."""
-
-    def start_busy(seconds):
-        console = worker()
-        queue.publish(b"in hand" + b"." * seconds)
-        console.wait_for_line(RECEIVED)
-        queue.publish(b"waits")
-        return console
-
-    return start_busy
 
 
 @pytest.fixture
@@ -192,60 +177,11 @@ def new_task(start):
 
 
 @pytest.fixture
-def powerless(broker):
-    """A user who may log in, and may do nothing else: user:password."""
-    broker.ctl("add_user", "powerless", SECRET)
-    broker.ctl("set_permissions", "powerless", "^$", "^$", "^$")
-    yield f"powerless:{SECRET}"
-    broker.ctl("delete_user", "powerless")
-
-
-@pytest.fixture
 def proxy(broker):
     """A way to the broker that can be cut; `proxy.url` leads through it, with short heartbeats."""
     with contextlib.closing(Proxy(broker.port)) as proxy:
         proxy.url = broker.url(port=proxy.port, query="heartbeat=2")
         yield proxy
-
-
-@pytest.fixture
-def silent_name_server(tmp_path):
-    """The environment of a program that waits for each name it looks up.
-
-    `asked` in `tmp_path` holds the name and the port, once it has asked.
-    """
-    (tmp_path / "sitecustomize.py").write_text(
-        "import pathlib, socket, time\n"
-        "def wait(host, port, *_, **__):\n"
-        f"    pathlib.Path({str(tmp_path / 'asked')!r}).write_text(f'{{host}}:{{port}}')\n"
-        "    time.sleep(60)\n"
-        "socket.getaddrinfo = wait\n"
-    )
-    return {"PYTHONPATH": str(tmp_path)}
-
-
-@pytest.fixture
-def quorum_url(broker):
-    """The URL of a vhost in which a queue is a quorum queue unless it is declared otherwise."""
-    with broker.vhost("quorum", "--default-queue-type", "quorum") as url:
-        yield url
-
-
-@pytest.fixture
-def tutorials(start, tmp_path):
-    """Start the tutorial's own `role` with `words`, altered by `edits` (old text: new text)."""
-
-    def start_edited(role, *words, edits=None, **options):
-        program = tmp_path / f"{role}.py"
-        program.write_text(edited(TUTORIAL[role].read_text(), edits or {}))
-        console = start(program, *words, **options)
-        if role == "worker":
-            console.wait_for_line(WAITING)
-        else:
-            console.wait()
-        return console
-
-    return start_edited
 
 
 @pytest.fixture

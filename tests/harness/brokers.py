@@ -106,10 +106,6 @@ class Broker:
     def check_alive(self):
         """Raise if the broker ended instead of starting."""
 
-    def restart(self, *nodes):
-        self.stop(*nodes)
-        self.start()
-
     def kill_when_settled(self, *nodes):
         """End it at once, as a crash would, but not before its queues are written down.
 
@@ -272,16 +268,16 @@ class DockerBroker(Broker):
         """Start the container and return while RabbitMQ boots."""
         self.compose("up", "--detach")
 
-    def stop(self, *nodes):
-        self.compose("stop", "--timeout", "60", *nodes)
+    def stop(self):
+        self.compose("stop", "--timeout", "60")
 
     def kill(self, *nodes):
         self.compose("kill", "--signal", "SIGKILL", *nodes)
 
-    def freeze(self, *nodes):
+    def freeze(self):
         """Return whether it is; the kernel refuses while a process starts in there, as a check."""
         try:
-            self.compose("pause", *nodes)
+            self.compose("pause")
         except AssertionError as error:
             if "unable to freeze" not in str(error):
                 raise
@@ -289,16 +285,16 @@ class DockerBroker(Broker):
         return True
 
     @contextlib.contextmanager
-    def frozen(self, *nodes):
+    def frozen(self):
         """Freeze the container, and thaw it in the end, whatever happens."""
-        wait_until(lambda: self.freeze(*nodes), "the container is frozen")
+        wait_until(self.freeze, "the container is frozen")
         try:
             yield
         finally:
-            self.compose("unpause", *nodes)
+            self.compose("unpause")
 
-    def ctl(self, *words, node=None):
-        node = node or next(iter(self.nodes))
+    def ctl(self, *words):
+        node = next(iter(self.nodes))
         return self.compose("exec", "-T", node, "rabbitmqctl", "-q", *words)
 
     @property
@@ -324,9 +320,9 @@ class Cluster(DockerBroker):
         super().start()
         self.ctl("await_online_nodes", str(len(self.nodes)))
 
-    def leader(self, asked=None):
-        """Return the node that leads `task_queue`, as far as the node `asked` knows, or None."""
-        leaders = self.ctl("list_queues", "name", "leader", "--no-table-headers", node=asked)
+    def leader(self):
+        """Return the node that leads `task_queue`, or None."""
+        leaders = self.ctl("list_queues", "name", "leader")
         found = re.search(r"^task_queue\trabbit@(\S+)", leaders, re.MULTILINE)
         return found and found[1]
 

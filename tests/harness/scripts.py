@@ -4,7 +4,6 @@ import re
 from itertools import pairwise
 
 from tests.harness.consoles import ROOT
-from tests.harness.waiting import wait_until
 
 NEW_TASK, WORKER = "new_task.py", "worker.py"
 PEERS = ROOT / "tests/tools/peers"
@@ -50,10 +49,6 @@ def done(*workers):
         for line, after in pairwise(one.out)
         if after == " [x] Done"
     ]
-
-
-def wait_until_done(count, *workers):
-    wait_until(lambda: len(done(*workers)) == count, f"{count} tasks are done")
 
 
 def only_told_in_lines(worker):
