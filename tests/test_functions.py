@@ -1,13 +1,16 @@
 """What the scripts' functions take and give: no RabbitMQ, and any system."""
 
 import contextlib
+import itertools
 import re
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import types
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pika
@@ -198,6 +201,42 @@ def test_something_that_is_silent_or_hangs_up_is_told_with_advice():
         thread.start()
         assert why_not(url) == "no AMQP answer; wrong port, or is RabbitMQ booting?"
         thread.join()
+
+
+def lose(*_):
+    raise pika.exceptions.AMQPConnectionError
+
+
+GROWING = [1, 2, 4, 8, 16, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("connect", "lasts", "pauses"),
+    [
+        (lose, 2, GROWING),
+        (contextlib.nullcontext, 0.5, GROWING),  # dropped at once
+        (contextlib.nullcontext, 2, [1] * 7),
+    ],
+)
+def test_pauses_of_the_worker_grow_and_are_jittered(monkeypatch, connect, lasts, pauses):
+    """They begin anew after a connection that lasts for more than a second."""
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        if len(waited) == len(pauses):
+            sys.exit()
+
+    clock = types.SimpleNamespace(monotonic=partial(next, itertools.count(step=lasts)))
+    fakes = {"connect": connect, "consume": lose, "wait": wait, "time": clock}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(worker, name, fake)
+    monkeypatch.setattr(worker, "set_up_output", lambda: None)  # it is pytest's
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        worker.main()
+    jitter = [one / least for one, least in zip(waited, pauses, strict=True)]
+    assert 1 <= min(jitter) < max(jitter) <= 1.5
 
 
 # --- What is shown ---
