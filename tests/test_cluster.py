@@ -34,7 +34,7 @@ def test_the_readmes_commands_kill_a_node_and_start_it_again(broker, new_task, w
     place = "docker compose --file tests/cluster/docker-compose.yml "
     up, look, kill, start, count, down = (
         partial(broker.compose, *line.removeprefix(place).split())
-        for line in commands("tests/README.md", place)
+        for line in commands("tests/cluster/README.md", place)
     )
     up()
     console = worker()
