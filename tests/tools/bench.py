@@ -67,7 +67,9 @@ class Bench:
 
     def leave_out_work(self):
         for program in self.folder.glob("*.py"):
-            program.write_text(SLEEP.sub("pass", program.read_text()))
+            text = SLEEP.sub("pass", program.read_text())
+            assert "sleep(" not in text or ".count(" not in text, f"{program.name} works otherwise"
+            program.write_text(text)
 
     def run(self, words, lines=b""):
         """Run a client to its end; return how many seconds it took."""
