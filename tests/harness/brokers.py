@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 
 import pika
@@ -70,7 +71,9 @@ class Broker:
     def __init__(self, ports):
         self.ports, self.port = ports, ports[0]  # of the nodes
         # It has the data of the broker or, for a container, at least its name.
-        self.folder = Path(tempfile.mkdtemp(prefix="work-queue-broker-"))
+        # It names containers and images, too, which may not have every _ that mkdtemp() puts in.
+        self.folder = Path(tempfile.gettempdir(), f"work-queue-broker-{uuid.uuid4().hex}")
+        self.folder.mkdir(mode=0o700)
         self.remove_folder = reaper.at_exit("rm", "-rf", self.folder)
 
     def url(self, userinfo="guest:guest", vhost="%2F", port=None, query=""):
