@@ -139,10 +139,10 @@ def brokers():
 def parameters_of(url):
     """Return Parameters; raise OSError if a file that `url` names cannot be read, or ValueError."""
     url.encode()  # a ValueError if it is not UTF-8
-    scheme, _, *rest = urlsplit(url)
-    if scheme not in ("amqp", "amqps"):
+    parts = urlsplit(url)
+    if parts.scheme not in ("amqp", "amqps"):
         raise ValueError  # pika would connect to localhost
-    if "@" in "".join(rest):
+    if "@" in parts.path + parts.query + parts.fragment:
         raise ValueError  # pika would take a plain / ? or # in a password for the end of the host
     return Parameters(url)
 

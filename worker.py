@@ -85,8 +85,8 @@ def consume(connection):
 # --- The tutorial ends here. What follows keeps it going where things fail: ---
 # work() raises: attempt(). RabbitMQ is lost: main() and wait(). A signal comes: stop().
 
-# Needed only if your own work() uses multiprocessing: its processes begin afresh. Copies of this
-# one would keep its connection, and not end on terminate().
+# Skip this, unless your own work() uses multiprocessing: with "fork", its processes would inherit
+# the connection and the signal handlers of this one.
 set_start_method("spawn", force=True)
 
 # from orders import work  # your own, instead of the one above
@@ -155,7 +155,7 @@ def watch_for_sigterm(connection):
 
 def wait(seconds):
     """Wait for work that has lost its connection, then for `seconds`; exit after SIGTERM."""
-    if in_hand and not in_hand.done():  # a new task would queue behind it: others can do it now
+    if in_hand and not in_hand.done():  # until then, leave new tasks to other workers
         print(f"{SCRIPT}: waiting for the work in hand", file=sys.stderr)
         while not in_hand.done():
             time.sleep(0.1)
@@ -216,10 +216,10 @@ def brokers():
 def parameters_of(url):
     """Return Parameters; raise OSError if a file that `url` names cannot be read, or ValueError."""
     url.encode()  # a ValueError if it is not UTF-8
-    scheme, _, *rest = urlsplit(url)
-    if scheme not in ("amqp", "amqps"):
+    parts = urlsplit(url)
+    if parts.scheme not in ("amqp", "amqps"):
         raise ValueError  # pika would connect to localhost
-    if "@" in "".join(rest):
+    if "@" in parts.path + parts.query + parts.fragment:
         raise ValueError  # pika would take a plain / ? or # in a password for the end of the host
     return Parameters(url)
 
