@@ -4,15 +4,18 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import textwrap
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from tests.harness import brokers
 from tests.harness.consoles import ROOT, Console
+from tests.harness.pages import USE, block, edited
 from tests.harness.proxy import Proxy
 from tests.harness.queues import Queue
 from tests.harness.scripts import NEW_TASK, NOBODY, WAITING, WORKER
@@ -29,12 +32,6 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports each look at 
 def pytest_xdist_auto_num_workers():
     """Five for two processors, since tests wait more than they compute; each has a broker."""
     return min(5 * len(os.sched_getaffinity(0)) // 2, 10)
-
-
-def pytest_ignore_collect(collection_path):
-    """Leave out what needs Docker where the broker is the local one."""
-    if collection_path.name == "test_compose.py":
-        return brokers.choose() is not brokers.DockerBroker or None
 
 
 # --- RabbitMQ; TEST_BROKER says which kind ---
@@ -143,23 +140,29 @@ def workers(worker, queue):
 
 
 @pytest.fixture
-def worker_of(start, tmp_path):
-    """Start worker.py with `lines` as its work(), as a program that imports it and has its own.
+def own_work(start, tmp_path_factory):
+    """Start worker.py with `text` as its orders.py, as README.md says, in a folder of its own."""
+    line = re.search("`(from orders import [^`]*)`", USE)[1]
+    script = edited((ROOT / WORKER).read_text(), {f"# {line}": line})
 
-    What stands at the `top` of that program is run first. It waits for messages then.
-    """
-
-    def start_own(lines, top="", **options):
-        program = tmp_path / "own.py"
-        program.write_text(
-            "import os, time\nimport worker\n"
-            f"{top}\ndef work(body):\n"
-            + textwrap.indent(lines, "    ")
-            + "\nworker.work = work\nif __name__ == '__main__':\n    worker.main()\n"
-        )
-        console = start(program, env={"PYTHONPATH": str(ROOT)}, **options)
+    def start_own(text, folder=None, **options):
+        folder = folder or tmp_path_factory.mktemp("own")
+        (folder / "orders.py").write_text(text)
+        (folder / WORKER).write_text(script)
+        console = start(WORKER, cwd=folder, **options)
         console.wait_for_line(WAITING)
         return console
+
+    return start_own
+
+
+@pytest.fixture
+def worker_of(own_work):
+    """Start worker.py with `lines` as the body of its work(), below what stands at the `top`."""
+
+    def start_own(lines, top="", **options):
+        work = textwrap.indent(lines, "    ")
+        return own_work(f"import os, time\n{top}\ndef work(body):\n{work}\n", **options)
 
     return start_own
 
@@ -174,6 +177,26 @@ def new_task(start):
         return console
 
     return send
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the project as its user has it, with the pages' take.py."""
+    for name in (NEW_TASK, WORKER, "docker-compose.yml", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "take.py").write_text(block("python", "basic_get"))
+    return tmp_path
+
+
+@pytest.fixture
+def type_in(open_console, folder, broker):
+    """Type commands into a console of their own, in that folder, and leave them running."""
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if hasattr(broker, "project"):
+        env |= broker.env | env | {"COMPOSE_PROJECT_NAME": broker.project}
+    return lambda typed, **options: open_console(
+        "bash", "-c", typed, cwd=folder, env=env, **options
+    )
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 
 from tests.harness import brokers
 from tests.harness.flow import Feeder, Flow
+from tests.harness.pages import CLUSTER, commands
 from tests.harness.queues import Queue
-from tests.harness.readmes import commands
 from tests.harness.scripts import NEW_TASK, WORKER, done, only_told_in_lines, received_line
 from tests.harness.waiting import wait_until
 
@@ -34,7 +34,7 @@ def test_the_readmes_commands_kill_a_node_and_start_it_again(broker, new_task, w
     place = "docker compose --file tests/cluster/docker-compose.yml "
     up, look, kill, start, count, down = (
         partial(broker.compose, *line.removeprefix(place).split())
-        for line in commands("tests/cluster/README.md", place)
+        for line in commands(CLUSTER, place)
     )
     up()
     console = worker()

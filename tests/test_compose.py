@@ -1,7 +1,6 @@
 """What Docker makes of docker-compose.yml. (Not collected where the broker is the local one.)"""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -9,46 +8,33 @@ from pathlib import Path
 import pika
 import pytest
 
-from tests.harness import reaper
-from tests.harness.brokers import ROOT, docker, run
-from tests.harness.readmes import block, blocks, commands, edited, steps
+from tests.harness import brokers, reaper
+from tests.harness.brokers import docker, run
+from tests.harness.pages import SERVICE, blocks, commands, edited, typed
 from tests.harness.waiting import wait_until
 
-LEARN, USE = (ROOT / "README.md").read_text().split("\n## Use it\n")
-
-
-# --- The first half: what is not in its consoles, which test_readme.py types ---
+pytestmark = pytest.mark.skipif(
+    brokers.choose() is not brokers.DockerBroker, reason="TEST_BROKER=docker runs this"
+)
 
 
 @pytest.fixture
-def type_in(broker, tmp_path):
-    """Run a command in a folder with the compose file; return what it shows."""
-    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
-    env = {**broker.env, "COMPOSE_PROJECT_NAME": broker.project}
-
-    def type_command(command, **variables):
-        return run("bash", "-c", command, cwd=tmp_path, env={**env, **variables})
-
-    return type_command
+def shell(broker, folder):
+    """Run a command in a folder with the compose file to its end; return what it shows."""
+    env = broker.env | {"COMPOSE_PROJECT_NAME": broker.project}
+    return lambda command: run("bash", "-c", command, cwd=folder, env=env)
 
 
-def test_down_keeps_the_tasks_and_volumes_deletes_them(own_broker, queue, new_task, type_in):
+def test_down_keeps_the_tasks_and_volumes_deletes_them(own_broker, queue, new_task, shell):
     """`up --wait` returns when RabbitMQ takes connections: the scripts can run at once."""
-    up, down, delete, look = (
-        command
-        for command in commands(
-            "README.md", "docker compose up", "docker compose down", "docker ps"
-        )
-        if command in LEARN
-    )
     new_task("Outlives.")
-    assert own_broker.project in type_in(look)
-    type_in(down)
-    type_in(up)
+    assert own_broker.project in shell("docker ps")
+    shell("docker compose down")
+    shell("docker compose up --detach --wait")
     new_task("At once.")
     assert queue.take_all() == [b"Outlives.", b"At once."]
     assert volumes(own_broker)
-    type_in(delete)
+    shell("docker compose down --volumes")
     assert not volumes(own_broker)
 
 
@@ -57,43 +43,57 @@ def volumes(broker):
     return docker("volume", "ls", "--quiet", "--filter", label).split()
 
 
-def test_it_starts_on_the_ports_of_the_readme(type_in):
-    (export, _), (up, _) = steps(block("console", "RABBITMQ_PORT="))
-    config = edited(up, {"up --detach --wait": "config --format json"})
-    ports = json.loads(type_in(f"{export}\n{config}"))["services"]["rabbitmq"]["ports"]
-    assert [port["published"] for port in ports] == ["5673", "15673"]
-    assert export.endswith("AMQP_URL=amqp://localhost:5673")
+def test_its_ports_are_those_of_the_readme_and_for_this_machine_alone(shell):
+    export, _ = typed("RABBITMQ_PORT=")
+    config = json.loads(shell(f"{export}\ndocker compose config --format json"))
+    ports = [(one["host_ip"], one["published"]) for one in config["services"]["rabbitmq"]["ports"]]
+    assert ports == [("127.0.0.1", "5673"), ("127.0.0.1", "15673")]
 
 
-# --- The second half: a worker as a service ---
+# --- A worker as a service ---
 
-SERVICE = [command for command in commands("README.md", "docker ") if command not in LEARN]
+
+def the(words):
+    """Return the one command of Docker's in service.md that begins with `words`."""
+    [found] = [one for one in commands(SERVICE, "docker") if one.startswith(f"docker {words}")]
+    return found
+
+
+DOCKER = {
+    "start": the("compose up --detach --build"),
+    "renew": the("compose up --detach worker"),
+    "look": the("compose logs --timestamps"),
+    "count": the("compose logs --since"),
+    "names": the("compose ps"),
+    "kill": the("restart"),
+    "stop": the("compose stop"),
+    "take": the("compose run --rm --no-deps --user"),
+    "send": the("compose run --rm --no-deps --no-TTY"),
+    "go on": the("compose start"),
+}
+OVERRIDE = "docker-compose.override.yml"
 GUEST = "guest:guest@rabbitmq"
 
 
 @pytest.fixture
-def service(broker, tmp_path, type_in):
-    """Run a command for the service, as the README has it.
+def service(broker, folder, shell):
+    """Run a command for the service, as the page has it.
 
     But for what needs a network, or a vhost: the image's base, pip, and who logs in.
     """
-    [dockerfile], [yaml] = blocks("README.md", "dockerfile"), blocks("README.md", "yaml")
+    [dockerfile], [yaml] = blocks(SERVICE, "dockerfile"), blocks(SERVICE, "yaml")
     base = inspect(f"{broker.project}-rabbitmq-1")["Config"]["Image"]
     here = {
         "FROM python:3.14-slim\n": f"FROM {base}\nUSER root\n"
         'ENTRYPOINT []\nRUN ln -s "$(command -v python3)" /usr/local/bin/python\n',
         "RUN pip install --no-cache-dir -r /worker/requirements.txt\n": "COPY pika /worker/pika/\n",
     }
-    (tmp_path / "Dockerfile").write_text(edited(dockerfile, here))
-    (tmp_path / "worker.yml").write_text(edited(yaml, {"worker:PASSWORD@rabbitmq/jobs": GUEST}))
-    (tmp_path / "take.py").write_text(block("python", "basic_get"))
-    for name in ("worker.py", "new_task.py", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(Path(pika.__file__).parent, tmp_path / "pika")
-    files = f"docker-compose.yml{os.pathsep}worker.yml"
+    (folder / "Dockerfile").write_text(edited(dockerfile, here))
+    (folder / OVERRIDE).write_text(edited(yaml, {"worker:PASSWORD@rabbitmq/jobs": GUEST}))
+    shutil.copytree(Path(pika.__file__).parent, folder / "pika")
     remove_image = reaper.at_exit("docker", "rmi", "--force", f"{broker.project}-worker")
-    yield lambda command: type_in(command, COMPOSE_FILE=files)
-    type_in("docker compose rm --force --stop worker", COMPOSE_FILE=files)
+    yield lambda name, **edits: shell(edited(DOCKER[name], edits))
+    shell("docker compose rm --force --stop worker")
     docker("volume", "rm", "--force", f"{broker.project}_work")
     remove_image()
 
@@ -102,48 +102,41 @@ def inspect(container):
     return json.loads(docker("inspect", container))[0]
 
 
-def test_workers_in_containers_are_started_stopped_killed_and_looked_at(broker, queue, service):
-    """SIGTERM ends one when its task is done; what take.py takes off is in the volume."""
-    start, renew, logs, restart, names, kill, take, start_again, again = SERVICE  # each is run
+def test_workers_in_containers_are_started_stopped_killed_and_looked_at(
+    broker, queue, service, folder
+):
+    """SIGTERM ends one when its task is done; what take.py takes off is in the folder."""
 
     def consume(count):
         wait_until(lambda: queue.consumers() == count, f"{count} consume")
 
+    def shown():
+        return [line for line in service("look").splitlines() if worker in line]
+
     queue.declare()
-    service(start)
+    service("start")
     consume(2)
     queue.publish(b"task...")
-    found = wait_until(lambda: re.search(r"(worker-\d) .* Received", service(logs)), "one has it")
-    container = f"{broker.project}-{found[1]}"
-    assert container in service(names)
+    seen = wait_until(lambda: re.search(r"(worker-\d) .* Received", service("look")), "one has it")
+    worker = seen[1]
+    container = f"{broker.project}-{worker}"
+    assert container in service("names")
     docker("stop", container)
-    shown = [line for line in service(logs).splitlines() if found[1] in line]
-    assert shown[-1].endswith(" [x] Done")
+    assert shown()[-1].endswith(" [x] Done")
     assert inspect(container)["State"]["ExitCode"] == 0
-    service("sed -i s,@rabbitmq,@rabbitmq/%2F, worker.yml")
-    service(renew)
+    assert re.fullmatch(r" +1 .* \[x\] Received task...\n", service("count"))
+    override = (folder / OVERRIDE).read_text()
+    (folder / OVERRIDE).write_text(edited(override, {"@rabbitmq": "@rabbitmq/%2F"}))
+    service("renew")
     consume(2)
     assert "@rabbitmq/%2F" in str(inspect(container)["Config"]["Env"])
-    service(edited(restart, {"NAME": container}))
-    wait_until(lambda: service(logs).count("Waiting") == 3, "it was killed and runs again")
-    service(kill)
+    service("kill", NAME=container)
+    wait_until(lambda: len(shown()) == 2, "it was killed and runs again")
+    service("stop")
     consume(0)
     queue.publish(b"taken")
-    file, shown = service(take).split(": ")
-    assert shown == "taken\n"
-    service(edited(again, {"producer:PASSWORD@rabbitmq/jobs": GUEST, "FILE": file}))
-    service(start_again)
-    wait_until(lambda: "Received taken" in service(logs), "it was sent again")
-
-
-# --- The compose file itself ---
-
-
-def test_its_ports_are_published_on_this_machine_alone(broker):
-    container = inspect(f"{broker.project}-rabbitmq-1")
-    published = container["NetworkSettings"]["Ports"].values()
-    assert {binding["HostIp"] for some in published for binding in some or []} == {"127.0.0.1"}
-
-
-def test_it_has_a_bounded_number_of_file_descriptors(broker):
-    assert int(broker.compose("exec", "-T", "rabbitmq", "sh", "-c", "ulimit -n")) <= 65536
+    file, task = service("take").split(": ")
+    assert task == "taken\n"
+    service("send", FILE=file, **{"producer:PASSWORD@rabbitmq/jobs": GUEST})
+    service("go on")
+    wait_until(lambda: "Received taken" in service("look"), "it was sent again")

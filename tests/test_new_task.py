@@ -1,9 +1,7 @@
 """new_task.py sends what is typed, or each line of standard input."""
 
 import re
-import shlex
 import subprocess
-import sys
 import time
 
 import pika
@@ -112,16 +110,21 @@ def test_it_reads_to_the_end_before_it_connects(start_alone):
 # --- Cut short ---
 
 
-@pytest.mark.parametrize("cut_by", ["Ctrl+C", "a crash of RabbitMQ"])
-def test_cut_short_it_says_how_many_were_confirmed(sending, own_broker, queue, cut_by):
-    """Those are in the queue, and at most the one that was on its way."""
+def test_interrupted_it_says_how_many_were_confirmed(sending, queue):
     console = sending()
-    if cut_by == "Ctrl+C":
-        line = assert_interrupted(console)
-    else:
-        own_broker.kill_when_settled()
-        line = assert_told(console, ANY_REASON, since=time.monotonic())
-        own_broker.start()
+    assert_counted(assert_interrupted(console), console, queue)
+
+
+def test_so_it_does_when_rabbitmq_crashes(sending, own_broker, queue):
+    console = sending()
+    own_broker.kill_when_settled()
+    line = assert_told(console, ANY_REASON, since=time.monotonic())
+    own_broker.start()
+    assert_counted(line, console, queue)
+
+
+def assert_counted(line, console, queue):
+    """Assert that what `line` counts is in the queue, and at most one more, on its way then."""
     in_queue = queue.take_all()
     assert in_queue == LONG[: len(in_queue)]
     assert confirmed(line) <= len(in_queue) <= confirmed(line) + 1
@@ -175,31 +178,21 @@ def test_the_next_broker_gets_the_rest_of_a_file(start, proxy, queue):
 # --- Standard streams that cannot be used ---
 
 
-@pytest.fixture
-def shell(open_console):
-    """Run a command of bash, in which `new_task` is the script, to its end."""
-
-    def run_command(command, status):
-        function = f'new_task() {{ {shlex.quote(sys.executable)} {NEW_TASK} "$@"; }}\n'
-        console = open_console("bash", "-c", function + command)
-        assert console.wait() == status
-        return console
-
-    return run_command
-
-
 @pytest.mark.parametrize(
     ("command", "fault"),
     [
-        ("new_task task > /dev/full", "No space left on device"),
-        ("new_task - 0> /dev/null", "Bad file descriptor"),
+        ("python new_task.py task > /dev/full", "No space left on device"),
+        ("python new_task.py - 0> /dev/null", "Bad file descriptor"),
     ],
 )
-def test_a_stream_that_cannot_be_used_is_told_in_a_line(shell, command, fault):
-    [line] = shell(command, status=1).err
+def test_a_stream_that_cannot_be_used_is_told_in_a_line(type_in, command, fault):
+    console = type_in(command)
+    assert console.wait() == 1
+    [line] = console.err
     assert re.fullmatch(rf"new_task\.py: cannot read .* or write .*: .*{fault}.*", line)
 
 
-def test_where_there_is_no_console_it_sends_and_shows_nothing(shell, queue):
-    assert shell("new_task task >&-", status=0).err == []
+def test_where_there_is_no_console_it_sends_and_shows_nothing(type_in, queue):
+    console = type_in("python new_task.py task >&-")
+    assert (console.wait(), console.err) == (0, [])
     assert queue.take_all() == [b"task"]

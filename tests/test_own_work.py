@@ -40,19 +40,6 @@ def test_a_task_that_always_fails_is_tried_without_haste_and_heartbeats_go_on(
 # --- What it keeps: files, threads, processes ---
 
 
-def test_sigterm_ends_an_idle_worker_as_python_ends(worker_of, queue, orderly, tmp_path):
-    """What was written is in the file, and RabbitMQ heard a goodbye."""
-    log = tmp_path / "log"
-    console = worker_of("LOG.write('done\\n')", top=f"LOG = open({str(log)!r}, 'a')")
-    queue.publish(b"task")
-    console.wait_for_line(DONE)
-    queue.wait_for_counts(0, 0)
-    console.signal(signal.SIGTERM)
-    assert console.wait() == 0
-    assert (log.read_text(), console.err) == ("done\n", [])
-    orderly(console)
-
-
 def test_a_dead_workers_processes_do_not_keep_its_task(worker_of, worker, queue):
     """They hold no connection: the task is elsewhere long before heartbeats could tell."""
     pool = "from concurrent.futures import ProcessPoolExecutor\nPOOL = ProcessPoolExecutor(1)"

@@ -8,8 +8,8 @@ import pytest
 import trustme
 
 from tests.harness.brokers import free_ports
-from tests.harness.readmes import block, edited
-from tests.harness.scripts import NEW_TASK, RECEIVED, WAITING, assert_told
+from tests.harness.pages import block, edited
+from tests.harness.scripts import DONE, NEW_TASK, WAITING, assert_told
 
 
 @pytest.fixture
@@ -55,18 +55,6 @@ def authority_file(authority, tmp_path):
     return path
 
 
-def test_tasks_are_sent_and_done_over_tls(
-    new_task, worker, listen, host, authority, authority_file
-):
-    """The authority is named in the URL, or in SSL_CERT_FILE."""
-    url = f"amqps://guest:guest@{host}:{listen(authority)}/%2F"
-    options = f"{{'cafile': '{authority_file}', 'server_hostname': '{host}'}}"
-    new_task("task", url=f"{url}?ssl_options={options}")
-    console = worker(url=url, env={"SSL_CERT_FILE": str(authority_file)})
-    console.wait_for_line(RECEIVED)
-    assert console.err == []
-
-
 def test_a_certificate_of_the_clients_is_named_as_in_the_readme(
     new_task, start, listen, host, authority, authority_file, tmp_path
 ):
@@ -88,7 +76,9 @@ def test_a_certificate_of_the_clients_is_named_as_in_the_readme(
     assert_told(console, "SSL.*(CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|EOF)")
 
 
-def test_renewed_certificates_are_read(broker, host, listen, worker, authority, authority_file):
+def test_renewed_certificates_are_read(
+    broker, host, listen, worker, queue, authority, authority_file
+):
     """What is missing or unfinished meanwhile is told, and tried again."""
     port = listen(authority)
     options = f"{{'cafile': '{authority_file}', 'server_hostname': '{host}'}}"
@@ -103,3 +93,5 @@ def test_renewed_certificates_are_read(broker, host, listen, worker, authority, 
     console.wait_for_line(rf".*{host}:{port}: SSLError.*; trying again")
     new.cert_pem.write_to_path(authority_file)
     console.wait_for_line(WAITING, count=2)
+    queue.publish(b"task")
+    console.wait_for_line(DONE)

@@ -4,7 +4,7 @@ import re
 import signal
 
 from tests.harness.consoles import ROOT
-from tests.harness.readmes import edited
+from tests.harness.pages import edited
 from tests.harness.scripts import AGAIN, DONE, IN_HAND, NOBODY, RECEIVED, WAITING, WORKER, received
 from tests.harness.waiting import wait_until
 
@@ -46,18 +46,21 @@ def test_a_task_that_comes_with_sigterm_is_not_begun(workers, queue):
     wait_until(lambda: queue.ready() == 4, "all tasks are in the queue")
 
 
-def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_takes_no_other(
-    worker, queue, orderly
+def test_sigterm_finishes_and_acknowledges_the_task_in_hand_and_ends_as_python_ends(
+    worker_of, queue, orderly, tmp_path
 ):
-    console = worker()
-    queue.publish(b"in hand....")
+    """It takes no other; what it wrote is in the file, and RabbitMQ hears a goodbye."""
+    log = tmp_path / "log"
+    work = "time.sleep(4)\nLOG.write('done')"
+    console = worker_of(work, top=f"LOG = open({str(log)!r}, 'a')")
+    queue.publish(b"in hand")
     console.wait_for_line(RECEIVED)
     queue.publish(b"waits")
     console.signal(signal.SIGTERM)
     assert console.wait() == 0
     orderly(console)
-    assert console.out[1:] == [" [x] Received in hand....", " [x] Done"]
-    assert console.err == []
+    assert console.out[1:] == [" [x] Received in hand", " [x] Done"]
+    assert (log.read_text(), console.err) == ("done", [])
     assert queue.take_all() == [b"waits"]
 
 

@@ -47,13 +47,13 @@ def free_ports(count):
     return ports
 
 
-def run(*argv, env=None, cwd=ROOT):
-    """Run a command to its end; return what it printed, and fail if it did."""
+def run(*argv, env=None, cwd=ROOT, typed=""):
+    """Run a command to its end, with `typed` as its input; return its output, fail if it did."""
     done = subprocess.run(
         argv,
         env=env,
         cwd=cwd,
-        stdin=subprocess.DEVNULL,
+        input=typed,
         capture_output=True,
         text=True,
         timeout=300,
@@ -241,9 +241,9 @@ class LocalBroker(Broker):
         self.remove_folder()
 
 
-def docker(*words, env=None):
+def docker(*words, **options):
     """Run docker in the project's folder; return what it printed."""
-    return run("docker", *words, env=env)
+    return run("docker", *words, **options)
 
 
 DOWN = ("down", "--volumes", "--remove-orphans", "--timeout", "0")
@@ -265,8 +265,8 @@ class DockerBroker(Broker):
             self.env[f"RABBITMQ_PORT{end}"] = str(port)
             self.env[f"RABBITMQ_MANAGEMENT_PORT{end}"] = str(*free_ports(1))
 
-    def compose(self, *words):
-        return docker(*self.argv, *words, env=self.env)
+    def compose(self, *words, typed=""):
+        return docker(*self.argv, *words, env=self.env, typed=typed)
 
     def launch(self):
         """Start the container and return while RabbitMQ boots."""

@@ -1,0 +1,167 @@
+"""What .github/service.md has its reader type; Docker's part of it is in test_compose.py."""
+
+import re
+import shlex
+import shutil
+import sys
+
+import pytest
+
+from tests.harness.brokers import run
+from tests.harness.consoles import ROOT
+from tests.harness.pages import NOT_TYPED, SERVICE, blocks, commands, edited, typed
+from tests.harness.scripts import DONE, WORKER, received
+from tests.harness.waiting import wait_until
+from worker import ADVICE
+
+INSTALL, COPY, LONGER = typed("kind="), typed("images@"), typed("TimeoutStopSec=2h")
+PARKED, TAKE, AGAIN, REST = map(typed, ("take.py parked", "sed -n", "< FILE", "> rest.txt"))
+LIMIT = [one for one in typed("90-timeout.conf") if "rabbitmqctl" not in one]
+RABBITMQ = [
+    one.removeprefix("sudo ")
+    for one in commands(SERVICE, "rabbitmqctl", "rabbitmq-diagnostics", "sudo rabbitmqctl")
+    if one not in NOT_TYPED
+]
+SET_UP = [one for one in RABBITMQ if one in SERVICE.split("### systemd")[0]]
+TYPED = [*INSTALL, *COPY, *LONGER, *LIMIT, *PARKED, *TAKE, *AGAIN, *REST, *RABBITMQ]
+TYPED += [f"sudo {one}" for one in RABBITMQ]
+
+
+def here(lines, url=""):
+    """Return what to type where all files are in one folder, and RabbitMQ at `url`."""
+    text = "\n".join(one for one in lines if one not in NOT_TYPED)
+    text = re.sub(r"sudo |/etc/(\w+/|conf\.d/)*|/opt/(worker/)?(\.venv/bin/)?", "", text)
+    return re.sub(r"amqps://[^' ]+", url, text)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here; CI has it")
+def test_the_unit_is_one_that_systemd_takes(tmp_path):
+    """But for the place of the worker, which is here."""
+    [unit] = blocks(SERVICE, "ini")
+    python = {"/opt/%p-1/.venv/bin/python": sys.executable, "/opt/%p-1": str(ROOT)}
+    (tmp_path / "worker@.service").write_text(edited(unit, python))
+    (tmp_path / "worker@1.service").symlink_to("worker@.service")
+    verify = "systemd-analyze verify ./worker@1.service 2>&1"
+    assert run("bash", "-c", verify, cwd=tmp_path) == ""
+
+
+def test_a_version_is_installed_and_long_tasks_are_let_end(folder, type_in):
+    [unit] = blocks(SERVICE, "ini")
+    (folder / "worker@.service").write_text(unit)
+    (folder / "worker.env").touch()
+    lines = here(INSTALL + LONGER + LIMIT + COPY)
+    for version in ("version=1", "version=2"):
+        assert type_in(edited(lines, {"version=1": version})).wait() == 0
+    new = edited(unit, {"%p-1": "%p-2", "30min": "2h"})
+    assert [(folder / f"{kind}@.service").read_text() for kind in ("worker", "images")] == [new] * 2
+    assert (folder / "worker").samefile(folder / "worker-2")
+    assert (folder / "worker/take.py").exists()
+
+
+# --- What is typed on RabbitMQ's machine ---
+
+
+@pytest.fixture
+def rabbitmq(broker):
+    """Run a command of RabbitMQ's where the broker is; those that ask for a password get one."""
+
+    def run_there(command):
+        words = shlex.split(command)
+        if hasattr(broker, "project"):
+            broker.compose("exec", "-T", "rabbitmq", *words, typed="PASSWORD\n")
+        else:
+            env, folder = broker.env, broker.folder
+            run(broker.bin / words[0], *words[1:], env=env, cwd=folder, typed="PASSWORD\n")
+
+    return run_there
+
+
+@pytest.fixture
+def jobs(broker, rabbitmq):
+    """The vhost `jobs`, and its users; return the URL of one of them."""
+    try:
+        for command in SET_UP:
+            rabbitmq(command)
+        yield lambda user, vhost="jobs": broker.url(f"{user}:PASSWORD", vhost)
+    finally:
+        for thing in ("vhost jobs", "user worker", "user producer", "user admin"):
+            broker.ctl(*f"delete_{thing}".split())
+
+
+def test_each_command_for_rabbitmq_is_taken_and_the_queue_is_emptied(
+    jobs, rabbitmq, new_task, queue
+):
+    new_task("purged", url=jobs("producer"))
+    for command in RABBITMQ:
+        if command not in SET_UP:
+            rabbitmq(command)
+
+
+def printed(words):
+    """Return the line of the table's row that begins with `words`, as a regular expression."""
+    [row] = re.findall(rf"^\| .*`({words}.*?)`.* \|", SERVICE, re.MULTILINE)
+    return f".*{re.escape(row)}.*".replace(r"\ \.\.\.", ".*")
+
+
+def test_in_the_vhost_a_task_that_kills_its_workers_is_parked_and_taken_off(
+    jobs, own_work, type_in, new_task, start
+):
+    """With the permissions, which are enough and needed."""
+    worker, producer = jobs("worker"), jobs("producer")
+    parked = here(PARKED, worker)
+    assert type_in(parked).wait() == 0
+    for task in ("deadly", "other"):
+        new_task(task, url=producer)
+    deadly = "import os\ndef work(body): os.kill(os.getpid(), 9)"
+    for _ in range(6):
+        assert own_work(deadly, url=worker).wait() == -9
+    console = own_work("def work(body): pass", url=worker)
+    console.wait_for_line(DONE)
+    assert received(console) == ["other"] and console.err == []
+    type_in(parked).wait_for_line("parked_tasks-.*: deadly")
+    start(WORKER, url=producer).wait_for_line(printed("ACCESS_REFUSED - ... access"))
+    start(WORKER, url=jobs("worker", "%2F")).wait_for_line(printed("NOT_ALLOWED - access"))
+
+
+# --- What can go wrong ---
+
+
+def test_a_task_is_taken_off_into_a_file_and_sent_again(broker, queue, folder, type_in):
+    """All of it, and only if it could be written."""
+    body = b"x" * 163_910
+    queue.declare()
+    queue.publish(body, b"next")
+    assert type_in(f"cd /proc && python {folder}/take.py").wait() == 1
+    wait_until(lambda: queue.ready() == 2, "both are there")
+    (folder / "worker.env").write_text(f"AMQP_URL={broker.url()}\n")
+    taken = type_in(here(TAKE), url="unset")
+    assert taken.wait() == 0
+    name = taken.out[0].split(":")[0]
+    assert (folder / name).read_bytes() == body
+    assert queue.take_all() == [b"next"]
+    again = edited(here(AGAIN, broker.url()), {"FILE": name})
+    assert type_in(again, url="unset").wait() == 0
+    assert queue.take_all() == [body]
+
+
+def test_the_rest_of_a_file_is_sent(broker, queue, folder, type_in):
+    lines = [b"\xff" * number for number in range(1, 514)] + [b"\0"]
+    (folder / "tasks.txt").write_bytes(b"\n \n\n".join(lines))
+    again = edited(here(REST + AGAIN, broker.url()), {"FILE": "rest.txt"})
+    assert type_in(again, url="unset").wait() == 0
+    assert queue.take_all() == lines[512:]
+
+
+def test_rows_of_the_table_are_what_is_printed(broker, queue, start):
+    """Those of the scripts' advice, and what RabbitMQ refuses. Others need faults."""
+    queue.declare(arguments={"x-queue-type": "quorum"})
+    tls = broker.url().replace("amqp", "amqps")
+    urls = {
+        "PRECONDITION_FAILED - inequivalent": broker.url(),
+        "WRONG_VERSION_NUMBER": tls,
+        "cannot read a file": tls + "?ssl_options={'cafile': '/no/file'}",
+    }
+    for words, url in urls.items():
+        start(WORKER, url=url).wait_for_line(printed(words))
+    for advice in ADVICE.values():
+        assert f"`{advice}`" in SERVICE
