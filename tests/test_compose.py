@@ -66,6 +66,8 @@ DOCKER = {
     "count": the("compose logs --since"),
     "names": the("compose ps"),
     "kill": the("restart"),
+    "end": the("stop --time 0"),
+    "log": the("compose logs --tail"),
     "stop": the("compose stop"),
     "take": the("compose run --rm --no-deps --user"),
     "send": the("compose run --rm --no-deps --no-TTY"),
@@ -132,8 +134,11 @@ def test_workers_in_containers_are_started_stopped_killed_and_looked_at(
     assert "@rabbitmq/%2F" in str(inspect(container)["Config"]["Env"])
     service("kill", NAME=container)
     wait_until(lambda: len(shown()) == 2, "it was killed and runs again")
+    service("end", NAME=container)
+    consume(1)
     service("stop")
     consume(0)
+    assert "closing AMQP connection" in service("log")
     queue.publish(b"taken")
     file, task = service("take").split(": ")
     assert task == "taken\n"

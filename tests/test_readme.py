@@ -150,9 +150,9 @@ def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
 
 
 def test_each_command_is_typed_by_a_test_or_known_not_to_be():
-    """The first half is typed above."""
-    first_half = commands(LEARN, "python", "docker", "export")
-    known = {*NOT_TYPED, *TYPED, *DOCKER.values(), *first_half}
+    """Those of README.md are typed above."""
+    consoles = commands(LEARN + USE, "python", "docker", "export")
+    known = {*NOT_TYPED, *TYPED, *DOCKER.values(), *consoles}
     for command in commands(LEARN + USE + SERVICE):
         begins = any(one.startswith(f"{command} ") for one in known)  # named, as in "after ..."
         assert command in known or begins, f"no test types {command}"

@@ -14,23 +14,39 @@ from tests.harness.scripts import DONE, WORKER, received
 from tests.harness.waiting import wait_until
 from worker import ADVICE
 
-INSTALL, COPY, LONGER = typed("kind="), typed("images@"), typed("TimeoutStopSec=2h")
-PARKED, TAKE, AGAIN, REST = map(typed, ("take.py parked", "sed -n", "< FILE", "> rest.txt"))
+INSTALL, COPY, LONGER = typed("mkdir /opt"), typed("images@"), typed("TimeoutStopSec=2h")
+PARKED, TAKE = typed("take.py parked"), typed("take.py\n")
+AGAIN, REST, PATIENT, BACK = map(typed, ("< FILE", "> rest.txt", "heartbeat=60", '"$kind@*"'))
 LIMIT = [one for one in typed("90-timeout.conf") if "rabbitmqctl" not in one]
 RABBITMQ = [
     one.removeprefix("sudo ")
-    for one in commands(SERVICE, "rabbitmqctl", "rabbitmq-diagnostics", "sudo rabbitmqctl")
+    for program in ("rabbitmqctl", "rabbitmq-diagnostics")
+    for one in commands(SERVICE, program, f"sudo {program}")
     if one not in NOT_TYPED
 ]
 SET_UP = [one for one in RABBITMQ if one in SERVICE.split("### systemd")[0]]
-TYPED = [*INSTALL, *COPY, *LONGER, *LIMIT, *PARKED, *TAKE, *AGAIN, *REST, *RABBITMQ]
+TYPED = [
+    *INSTALL,
+    *COPY,
+    *LONGER,
+    *LIMIT,
+    *PARKED,
+    *TAKE,
+    *AGAIN,
+    *REST,
+    *PATIENT,
+    *BACK,
+    *RABBITMQ,
+]
 TYPED += [f"sudo {one}" for one in RABBITMQ]
 
 
 def here(lines, url=""):
     """Return what to type where all files are in one folder, and RabbitMQ at `url`."""
     text = "\n".join(one for one in lines if one not in NOT_TYPED)
-    text = re.sub(r"sudo |/etc/(\w+/|conf\.d/)*|/opt/(worker/)?(\.venv/bin/)?", "", text)
+    text = re.sub(
+        r"sudo (--preserve\S+ )?|/etc/(\w+/|conf\.d/)*|/opt/(worker/)?(\.venv/bin/)?", "", text
+    )
     return re.sub(r"amqps://[^' ]+", url, text)
 
 
@@ -48,14 +64,18 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
 def test_a_version_is_installed_and_long_tasks_are_let_end(folder, type_in):
     [unit] = blocks(SERVICE, "ini")
     (folder / "worker@.service").write_text(unit)
-    (folder / "worker.env").touch()
-    lines = here(INSTALL + LONGER + LIMIT + COPY)
+    (folder / "worker.env").write_text("AMQP_URL=amqp://host/jobs\n")
+    lines = here(INSTALL + LONGER + LIMIT + PATIENT + COPY)
     for version in ("version=1", "version=2"):
         assert type_in(edited(lines, {"version=1": version})).wait() == 0
     new = edited(unit, {"%p-1": "%p-2", "30min": "2h"})
     assert [(folder / f"{kind}@.service").read_text() for kind in ("worker", "images")] == [new] * 2
+    assert (folder / "images.env").read_text() == "AMQP_URL=amqp://host/jobs?heartbeat=60\n"
     assert (folder / "worker").samefile(folder / "worker-2")
     assert (folder / "worker/take.py").exists()
+    assert type_in(here(BACK)).wait() == 0
+    assert (folder / "worker@.service").read_text() == edited(unit, {"30min": "2h"})
+    assert (folder / "worker").samefile(folder / "worker-1")
 
 
 # --- What is typed on RabbitMQ's machine ---
@@ -104,11 +124,12 @@ def printed(words):
 
 
 def test_in_the_vhost_a_task_that_kills_its_workers_is_parked_and_taken_off(
-    jobs, own_work, type_in, new_task, start
+    jobs, own_work, type_in, folder, new_task, start
 ):
     """With the permissions, which are enough and needed."""
     worker, producer = jobs("worker"), jobs("producer")
-    parked = here(PARKED, worker)
+    (folder / "worker.env").write_text(f"AMQP_URL={worker}\n")
+    parked = here(PARKED)
     assert type_in(parked).wait() == 0
     for task in ("deadly", "other"):
         new_task(task, url=producer)

@@ -11,7 +11,7 @@ NOT_TYPED = (ROOT / "tests/not_typed.txt").read_text().splitlines()
 
 PROGRAMS = (
     "brew choco df docker for free git grep lsof net netstat openssl ping pip py python python3 "
-    "rabbitmq-diagnostics rabbitmqctl rm set ss sudo systemctl tests/ $env: .venv\\ "
+    "rabbitmq-diagnostics rabbitmqctl rm set ss sudo systemctl tasklist tests/ $env: .venv\\ "
     "Set-ExecutionPolicy"
 ).split()
 
@@ -24,8 +24,9 @@ def blocks(text, language):
 
 def block(language, words):
     """Return the one block of the pages in `language` in which `words` stand."""
-    [found] = [one for one in blocks(LEARN + USE + SERVICE, language) if words in one]
-    return found
+    found = [one for one in blocks(LEARN + USE + SERVICE, language) if words in one]
+    assert len(found) == 1, f"{words!r} stands in {len(found)} blocks"
+    return found[0]
 
 
 def steps(console):
