@@ -16,7 +16,7 @@ from worker import ADVICE
 
 INSTALL, COPY, LONGER = typed("mkdir /opt"), typed("images@"), typed("TimeoutStopSec=2h")
 PARKED, TAKE = typed("take.py parked"), typed("take.py\n")
-AGAIN, REST, PATIENT, BACK = map(typed, ("< FILE", "> rest.txt", "heartbeat=60", '"$kind@*"'))
+SEND, REST, PATIENT, BACK = map(typed, ("< FILE", "> rest.txt", "heartbeat=60", '"$kind@*"'))
 LIMIT = [one for one in typed("90-timeout.conf") if "rabbitmqctl" not in one]
 RABBITMQ = [
     one.removeprefix("sudo ")
@@ -32,7 +32,7 @@ TYPED = [
     *LIMIT,
     *PARKED,
     *TAKE,
-    *AGAIN,
+    *SEND,
     *REST,
     *PATIENT,
     *BACK,
@@ -160,7 +160,7 @@ def test_a_task_is_taken_off_into_a_file_and_sent_again(broker, queue, folder, t
     name = taken.out[0].split(":")[0]
     assert (folder / name).read_bytes() == body
     assert queue.take_all() == [b"next"]
-    again = edited(here(AGAIN, broker.url()), {"FILE": name})
+    again = edited(here(SEND, broker.url()), {"FILE": name})
     assert type_in(again, url="unset").wait() == 0
     assert queue.take_all() == [body]
 
@@ -168,7 +168,7 @@ def test_a_task_is_taken_off_into_a_file_and_sent_again(broker, queue, folder, t
 def test_the_rest_of_a_file_is_sent(broker, queue, folder, type_in):
     lines = [b"\xff" * number for number in range(1, 514)] + [b"\0"]
     (folder / "tasks.txt").write_bytes(b"\n \n\n".join(lines))
-    again = edited(here(REST + AGAIN, broker.url()), {"FILE": "rest.txt"})
+    again = edited(here(REST + SEND, broker.url()), {"FILE": "rest.txt"})
     assert type_in(again, url="unset").wait() == 0
     assert queue.take_all() == lines[512:]
 

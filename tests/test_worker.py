@@ -173,7 +173,6 @@ def test_an_overdue_acknowledgement_is_told_and_it_consumes_again(
 
 
 def test_a_bug_of_its_own_is_python_s_traceback(start, queue, tmp_path):
-    """As is standard output that cannot be written."""
     line = "connection.process_data_events("
     bug = {line: f"open('/no/such/file'); {line}"}
     (tmp_path / WORKER).write_text(edited((ROOT / WORKER).read_text(), bug))
