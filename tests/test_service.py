@@ -14,10 +14,17 @@ from tests.harness.scripts import DONE, WORKER, received
 from tests.harness.waiting import wait_until
 from worker import ADVICE
 
-INSTALL, COPY, LONGER = typed("mkdir /opt"), typed("images@"), typed("TimeoutStopSec=2h")
-PARKED, TAKE = typed("take.py parked"), typed("take.py\n")
-SEND, REST, PATIENT, BACK = map(typed, ("< FILE", "> rest.txt", "heartbeat=60", '"$kind@*"'))
-LIMIT = [one for one in typed("90-timeout.conf") if "rabbitmqctl" not in one]
+INSTALL, BACK = blocks(SERVICE, "sh")
+CONSOLES = {
+    "second kind": typed("images@"),
+    "two hours": typed("TimeoutStopSec=2h") + typed("90-timeout.conf"),
+    "patient": typed("heartbeat=60"),
+    "take": typed("take.py\n"),
+    "take parked": typed("take.py parked"),
+    "send lines": typed("< FILE"),
+    "send": typed('"$(cat FILE)"'),
+    "rest": typed("> rest.txt"),
+}
 RABBITMQ = [
     one.removeprefix("sudo ")
     for program in ("rabbitmqctl", "rabbitmq-diagnostics")
@@ -25,29 +32,22 @@ RABBITMQ = [
     if one not in NOT_TYPED
 ]
 SET_UP = [one for one in RABBITMQ if one in SERVICE.split("### systemd")[0]]
-TYPED = [
-    *INSTALL,
-    *COPY,
-    *LONGER,
-    *LIMIT,
-    *PARKED,
-    *TAKE,
-    *SEND,
-    *REST,
-    *PATIENT,
-    *BACK,
-    *RABBITMQ,
-]
-TYPED += [f"sudo {one}" for one in RABBITMQ]
+TYPED = sum(CONSOLES.values(), RABBITMQ) + [f"sudo {one}" for one in RABBITMQ]
+
+# What a test leaves out of a console: other machines and what needs a network or systemd; and where
+# the user's files are.
+ELSEWHERE = re.compile(r"^.*(rabbitmqctl|systemctl|-m venv|pip install).*\n", re.MULTILINE)
+PLACES = re.compile(r"sudo (--preserve\S+ )?|/etc/(\w+/|conf\.d/)*|/opt/(worker/)?(\.venv/bin/)?")
 
 
-def here(lines, url=""):
-    """Return what to type where all files are in one folder, and RabbitMQ at `url`."""
-    text = "\n".join(one for one in lines if one not in NOT_TYPED)
-    text = re.sub(
-        r"sudo (--preserve\S+ )?|/etc/(\w+/|conf\.d/)*|/opt/(worker/)?(\.venv/bin/)?", "", text
-    )
-    return re.sub(r"amqps://[^' ]+", url, text)
+def here(*names, url=""):
+    """Return what to type of these consoles where all is in one folder, and RabbitMQ at `url`."""
+    lines = [line for name in names for line in CONSOLES[name]]
+    return re.sub("amqps://[^' ]+", url, in_folder("\n".join(lines) + "\n"))
+
+
+def in_folder(text):
+    return PLACES.sub("", ELSEWHERE.sub("", text))
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here; CI has it")
@@ -61,21 +61,37 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path):
     assert run("bash", "-c", verify, cwd=tmp_path) == ""
 
 
-def test_a_version_is_installed_and_long_tasks_are_let_end(folder, type_in):
+def test_versions_are_installed_changed_and_left_again(folder, type_in):
+    [unit] = blocks(SERVICE, "ini")
+
+    def paste(text, status=0):
+        assert type_in(in_folder(text)).wait() == status
+
+    def is_version(name, unit_now):
+        assert (folder / "worker@.service").read_text() == unit_now
+        assert (folder / "worker").samefile(folder / name)
+
+    (folder / "worker@.service").write_text(unit)
+    paste(INSTALL)
+    is_version("worker-1", unit)
+    paste(INSTALL, status=1)  # it is there already
+    paste(edited(INSTALL, {"version=1": "version=2"}))
+    is_version("worker-2", edited(unit, {"%p-1": "%p-2"}))
+    assert (folder / "worker/take.py").exists()
+    paste(edited(BACK, {"version=1": "version=3"}), status=2)
+    paste(BACK)
+    is_version("worker-1", unit)
+
+
+def test_the_files_of_a_second_kind_of_long_tasks_and_of_a_bad_network_are_written(folder, type_in):
     [unit] = blocks(SERVICE, "ini")
     (folder / "worker@.service").write_text(unit)
-    (folder / "worker.env").write_text("AMQP_URL=amqp://host/jobs\n")
-    lines = here(INSTALL + LONGER + LIMIT + PATIENT + COPY)
-    for version in ("version=1", "version=2"):
-        assert type_in(edited(lines, {"version=1": version})).wait() == 0
-    new = edited(unit, {"%p-1": "%p-2", "30min": "2h"})
-    assert [(folder / f"{kind}@.service").read_text() for kind in ("worker", "images")] == [new] * 2
-    assert (folder / "images.env").read_text() == "AMQP_URL=amqp://host/jobs?heartbeat=60\n"
-    assert (folder / "worker").samefile(folder / "worker-2")
-    assert (folder / "worker/take.py").exists()
-    assert type_in(here(BACK)).wait() == 0
-    assert (folder / "worker@.service").read_text() == edited(unit, {"30min": "2h"})
-    assert (folder / "worker").samefile(folder / "worker-1")
+    (folder / "worker.env").write_text("AMQP_URL=amqp://one/jobs,amqps://two/jobs\n")
+    assert type_in(here("two hours", "patient", "second kind")).wait() == 0
+    assert (folder / "images@.service").read_text() == edited(unit, {"30min": "2h"})
+    patient = "AMQP_URL=amqp://one/jobs?heartbeat=60,amqps://two/jobs?heartbeat=60\n"
+    assert (folder / "images.env").read_text() == patient
+    assert (folder / "90-timeout.conf").read_text() == "consumer_timeout = 7200000\n"
 
 
 # --- What is typed on RabbitMQ's machine ---
@@ -129,7 +145,7 @@ def test_in_the_vhost_a_task_that_kills_its_workers_is_parked_and_taken_off(
     """With the permissions, which are enough and needed."""
     worker, producer = jobs("worker"), jobs("producer")
     (folder / "worker.env").write_text(f"AMQP_URL={worker}\n")
-    parked = here(PARKED)
+    parked = here("take parked")
     assert type_in(parked).wait() == 0
     for task in ("deadly", "other"):
         new_task(task, url=producer)
@@ -155,20 +171,22 @@ def test_a_task_is_taken_off_into_a_file_and_sent_again(broker, queue, folder, t
     assert type_in(f"cd /proc && python {folder}/take.py").wait() == 1
     wait_until(lambda: queue.ready() == 2, "both are there")
     (folder / "worker.env").write_text(f"AMQP_URL={broker.url()}\n")
-    taken = type_in(here(TAKE), url="unset")
+    taken = type_in(here("take"), url="unset")
     assert taken.wait() == 0
     name = taken.out[0].split(":")[0]
     assert (folder / name).read_bytes() == body
     assert queue.take_all() == [b"next"]
-    again = edited(here(SEND, broker.url()), {"FILE": name})
+    again = edited(here("send lines", url=broker.url()), {"FILE": name})
     assert type_in(again, url="unset").wait() == 0
-    assert queue.take_all() == [body]
+    (folder / name).write_bytes(b"two\nlines")
+    assert type_in(edited(here("send"), {"FILE": name})).wait() == 0
+    assert queue.take_all() == [body, b"two\nlines"]
 
 
 def test_the_rest_of_a_file_is_sent(broker, queue, folder, type_in):
     lines = [b"\xff" * number for number in range(1, 514)] + [b"\0"]
     (folder / "tasks.txt").write_bytes(b"\n \n\n".join(lines))
-    again = edited(here(REST + SEND, broker.url()), {"FILE": "rest.txt"})
+    again = edited(here("rest", "send lines", url=broker.url()), {"FILE": "rest.txt"})
     assert type_in(again, url="unset").wait() == 0
     assert queue.take_all() == lines[512:]
 
