@@ -1,7 +1,7 @@
 """What is told, and what becomes of tasks, when the network, a process or RabbitMQ fails.
 
-Faults that concern one line of a script stand with the rest of what it promises: Ctrl+C in
-test_tutorial.py; an overdue acknowledgement, a reset and signals in test_worker.py; work that fails
+Faults that concern one line of a script stand with the rest of what it promises: an overdue
+acknowledgement, a reset and signals in test_worker.py; work that fails
 in test_own_work.py; a broker that dies between publish and confirm, and output that cannot be
 written in test_new_task.py; what no RabbitMQ is needed for in test_functions.py.
 """

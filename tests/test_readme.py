@@ -17,68 +17,23 @@ from tests.harness.pages import (
     SERVICE,
     USE,
     block,
-    blocks,
     commands,
     edited,
-    steps,
 )
-from tests.harness.scripts import DONE, FAILED, done, received, received_line
-from tests.harness.waiting import wait_until
+from tests.harness.scripts import DONE, FAILED
 from tests.test_compose import DOCKER
 from tests.test_service import TYPED
+from tests.tools import demo
 
 # --- Learn it ---
 
 
-def test_the_first_half_shows_what_it_says(own_broker, queue, type_in):
-    """In its order; but for Docker's commands, where it has not the broker."""
-    docker = hasattr(own_broker, "project")
-    idle, with_a_task = (one for one in blocks(LEARN, "console") if "python worker.py" in one)
-
-    def type_all(words):
-        for command, lines in steps(block("console", words)):
-            if docker or "docker" not in command:
-                console = type_in(command)
-                assert console.wait() == 0
-                assert console.out == lines or not lines
-            elif "restart" in command:
-                own_broker.stop()
-                own_broker.start()
-
-    def start_worker(console, number):
-        [(command, lines)] = steps(console)
-        worker = type_in(command)
-        worker.wait_for_line(re.escape(lines[-1]))
-        assert worker.out == lines
-        wait_until(lambda: queue.consumers() == number, f"{number} consume")
-        return worker
-
-    first, second = (start_worker(idle, number) for number in (1, 2))
-    type_all("First message.")
-    first.wait_for_line(DONE, count=3)
-    assert first.out == block("text", "Third message...").splitlines()
-    second.wait_for_line(DONE, count=2)
-    assert received(second) == ["Second message..", "Fourth message...."]
-
-    type_all("A long one")
-    long = "A long one.........."
-    wait_until(lambda: long in received(first, second), "it is received")
-    stopped, other = sorted((first, second), key=lambda one: long not in received(one))
-    stopped.ctrl_c()
-    other.wait_for_line(received_line(long))
-    queue.wait_for_counts(0, 0)
-    type_all("list_queues name")
-    other.ctrl_c()
-    for one in (stopped, other):
-        assert one.wait() == 0
-
-    type_all("python new_task.py Kept")
-    two = start_worker(with_a_task, 1), start_worker(idle, 2)
-    type_all("Light")
-    wait_until(lambda: len(done(*two)) == 4, "all are done")
-    assert {"Heavy.........."} in [set(received(one)) - {"Kept"} for one in two]
-    type_all("> tasks.txt")
-    type_all("delete_queue task_queue")
+def test_the_first_half_shows_what_it_says(own_broker, folder):
+    """As the demo plays it; and what is beside its chapters."""
+    with contextlib.closing(demo.Stage(own_broker, folder)) as stage:
+        demo.play(stage)
+        stage.follow("> tasks.txt")
+        stage.follow("delete_queue task_queue")
 
 
 # --- Use it ---

@@ -16,14 +16,6 @@ FAILED = r"worker\.py: cannot do the task: .*"
 AGAIN = r"worker\.py: cannot consume from \S+: .*; trying again"
 IN_HAND = r"worker\.py: waiting for the work in hand"
 
-FIVE_TASKS = [
-    "First message.",
-    "Second message..",
-    "Third message...",
-    "Fourth message....",
-    "Fifth message.....",
-]
-
 SECRET = "s3cret"  # the password in URLs that fail; no line may show it
 NOBODY = "127.0.0.1:1"  # nothing listens there
 ANY_REASON = r"\w+ \w+"  # in words that pika or the system chose

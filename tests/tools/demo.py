@@ -1,21 +1,27 @@
-"""Play the tutorial in four chapters, and show as it happens what its consoles show."""
+"""Play README.md's tutorial in four chapters, and show as it happens what its consoles show."""
 
 import argparse
 import contextlib
+import os
+import shutil
 import signal
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 
 from tests.harness import brokers
-from tests.harness.consoles import Console
+from tests.harness.consoles import ROOT, Console
+from tests.harness.pages import LEARN, block, blocks, steps
 from tests.harness.queues import Queue
-from tests.harness.scripts import FIVE_TASKS, NEW_TASK, WAITING, WORKER, done, received
+from tests.harness.scripts import NEW_TASK, WORKER, done, received
 from tests.harness.waiting import NotSeen, wait_until
 from tests.tools import picture
 
-# As a terminal numbers them.
-COLOURS = {"worker 1": "36", "worker 2": "35", "producer": "32", "RabbitMQ": "33"}
-LONG_ONE = "A long one....."
+FIRST, SECOND, THIRD = "first console", "second console", "third console"
+COLOURS = {FIRST: "36", SECOND: "35", THIRD: "32", "RabbitMQ": "33"}  # as a terminal numbers them
+IDLE, WITH_A_TASK = (one for one in blocks(LEARN, "console") if "python worker.py" in one)
+LONG_ONE = "A long one.........."
 
 
 def see(condition, what):
@@ -28,13 +34,18 @@ def say(text):
 
 
 class Stage:
-    """RabbitMQ, the consoles, and what these have shown."""
+    """RabbitMQ, a folder with its reader's files, the consoles, and what these have shown."""
 
-    def __init__(self, broker):
-        self.broker, self.queue = broker, Queue(broker)
+    def __init__(self, broker, folder):
+        self.broker, self.queue, self.folder = broker, Queue(broker), folder
+        self.docker = hasattr(broker, "project")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.env = {"AMQP_URL": broker.url(), "PATH": path}
+        if self.docker:
+            self.env |= broker.env | self.env | {"COMPOSE_PROJECT_NAME": broker.project}
         self.consoles = []
         self.workers = {}  # by their titles
-        self.killed = None  # the title of one
+        self.stopped = None  # the title of one
         self.shown = []  # (title, text)
 
     def show(self, title, text):
@@ -44,33 +55,51 @@ class Stage:
             line = f"\033[{COLOURS[title]}m{line}\033[m"
         say(line)
 
-    def open(self, title, *argv):
-        self.show(title, f"$ python {' '.join(argv)}")
-        env, show = {"AMQP_URL": self.broker.url()}, partial(self.show, title)
-        self.consoles.append(Console(sys.executable, *argv, env=env, show=show))
-        return self.consoles[-1]
+    def type_in(self, title, command):
+        self.show(title, f"$ {command}")
+        show = partial(self.show, title)
+        console = Console("bash", "-c", command, cwd=self.folder, env=self.env, show=show)
+        self.consoles.append(console)
+        return console
 
-    def start_worker(self, title):
-        """Start a worker and wait until it consumes, as the first that does gets the first task."""
-        before = self.queue.consumers()
-        self.workers[title] = self.open(title, WORKER)
-        self.workers[title].wait_for_line(WAITING)
-        wait_until(lambda: self.queue.consumers() > before, f"{title} consumes")
+    def follow(self, words):
+        """Type the README's console in which `words` stand, and see that it shows what it says.
 
-    def send(self, *tasks):
-        for task in tasks:
-            sent = self.open("producer", NEW_TASK, *task.split())
-            see(sent.wait() == 0, f"it is sent: {task}")
+        Where RabbitMQ is not in Docker, it is restarted in another way, and the rest left out.
+        """
+        for command, lines in steps(block("console", words)):
+            if self.docker or "docker" not in command:
+                console = self.type_in(THIRD, command)
+                see(console.wait() == 0, f"it ends well: {command}")
+                see(console.out == lines or not lines, f"{command} shows {lines}")
+            elif "restart" in command:
+                self.show("RabbitMQ", "restarts")
+                self.broker.stop()
+                self.broker.start()
 
-    def wait_until_done(self, *tasks):
-        """Wait until the workers have done these tasks."""
-        workers = self.workers.values()
-        wait_until(lambda: set(tasks) <= set(done(*workers)), f"all are done: {tasks}")
+    def start_worker(self, title, console):
+        """Start a worker, and wait until it shows what the README's `console` does, and consumes.
+
+        The worker that consumes first gets the first task.
+        """
+        [(command, lines)] = steps(console)
+        worker = self.workers[title] = self.type_in(title, command)
+        wait_until(lambda: worker.out == lines, f"{title} shows {lines}")
+        running = [one for one in self.workers.values() if one.process.poll() is None]
+        wait_until(lambda: self.queue.consumers() == len(running), "all workers consume")
+
+    def stop_worker(self, title):
+        self.show(title, "^C")
+        self.workers[title].ctrl_c()
+        see(self.workers[title].wait() == 0, f"{title}'s worker ends")
+
+    def wait_until_done(self, count):
+        """Wait until the workers that were started last have done so many tasks."""
+        wait_until(lambda: len(done(*self.workers.values())) == count, f"{count} are done")
 
     def close(self):
         for console in self.consoles:
             console.close()
-        self.broker.close()
 
 
 # --- The chapters: each plays, and returns what was seen; its docstring is its title ---
@@ -78,59 +107,54 @@ class Stage:
 
 def round_robin(stage):
     """1. Round-robin dispatching: two workers get five tasks in turn"""
-    stage.send(*FIVE_TASKS)
-    stage.wait_until_done(*FIVE_TASKS)
-    had = [received(worker) for worker in stage.workers.values()]
-    see(had == [FIVE_TASKS[::2], FIVE_TASKS[1::2]], "they get the tasks in turn")
-    return "worker 1 had three, worker 2 had two, in turn"
+    stage.follow("First message.")
+    stage.wait_until_done(5)
+    first = block("text", "Third message...").splitlines()
+    see(stage.workers[FIRST].out == first, f"the first shows {first}")
+    others = ["Second message..", "Fourth message...."]
+    see(received(stage.workers[SECOND]) == others, f"the second has received {others}")
+    return "the first had three, the second two, in turn"
 
 
 def acknowledgment(stage):
-    """2. Message acknowledgment: a worker is killed in mid-task, and the other has its task"""
+    """2. Message acknowledgment: a worker is stopped in mid-task, and the other has its task"""
 
     def having():
         return [title for title in stage.workers if LONG_ONE in received(stage.workers[title])]
 
-    stage.send(LONG_ONE)
-    [stage.killed] = wait_until(having, "a worker has it")
-    stage.show(stage.killed, "Killed")
-    stage.workers[stage.killed].signal(signal.SIGKILL)
+    stage.follow(LONG_ONE)
+    [stage.stopped] = wait_until(having, "a worker has it")
+    stage.stop_worker(stage.stopped)
     wait_until(lambda: len(having()) == 2, "the other worker has it", timeout=5)
-    stage.wait_until_done(LONG_ONE)
+    stage.wait_until_done(6)
+    stage.queue.wait_for_counts(0, 0)
+    stage.follow("list_queues name")
     return "the other had it at once, and did it"
 
 
 def durability(stage):
-    """3. Message durability: RabbitMQ restarts, and its tasks and the workers are still there"""
-    stage.start_worker(stage.killed)
-    tasks = "In hand.....", "In hand, too.....", "Waits."
-    stage.send(*tasks)
-    stage.show("RabbitMQ", "stops")
-    stage.broker.stop()
-    see("Waits." not in received(*stage.workers.values()), "a task waits")
-    stage.broker.start()
-    stage.show("RabbitMQ", "is back")
-    wait_until(lambda: stage.queue.consumers() == 2, "both workers are back")
-    stage.wait_until_done(*tasks)
-    return "both workers came back, and all three tasks were done"
+    """3. Message durability: RabbitMQ restarts, and its task is still there"""
+    stage.stop_worker(({FIRST, SECOND} - {stage.stopped}).pop())
+    stage.follow(f"{NEW_TASK} Kept")
+    stage.start_worker(FIRST, WITH_A_TASK)
+    return "the task was kept, and done"
 
 
 def fair_dispatch(stage):
     """4. Fair dispatch: no light task waits behind a heavy one"""
-    tasks = "heavy......", "light 1", "light 2", "light 3", "light 4"
-    stage.send(*tasks)
-    stage.wait_until_done(*tasks)
-    had = [len(set(tasks) & set(received(worker))) for worker in stage.workers.values()]
-    see(sorted(had) == [1, 4], f"one has the heavy task alone (the workers had {had})")
-    return "one worker had the heavy task, the other all four light ones"
+    stage.start_worker(SECOND, IDLE)
+    stage.follow("Heavy")
+    stage.wait_until_done(4)
+    had = [set(received(worker)) - {"Kept"} for worker in stage.workers.values()]
+    see({"Heavy.........."} in had, f"one has the heavy task alone (the workers had {had})")
+    return "one worker had the heavy task, the other both light ones"
 
 
 def play(stage):
     """Play all chapters; return what to draw."""
-    stage.broker.start()
     stage.queue.declare()
-    stage.start_worker("worker 1")
-    stage.start_worker("worker 2")
+    stage.start_worker(FIRST, IDLE)
+    stage.start_worker(SECOND, IDLE)
     drawn = list(stage.shown)
     for chapter in (round_robin, acknowledgment, durability, fair_dispatch):
         say(f"\n{chapter.__doc__}\n")
@@ -138,7 +162,7 @@ def play(stage):
         say(f"\nSeen: {chapter(stage)}.")
         if chapter is acknowledgment:
             drawn += stage.shown[before:]
-    return [line for line in drawn if line[0] in stage.workers]
+    return [line for line in drawn if line[0] != THIRD]
 
 
 def main():
@@ -146,17 +170,25 @@ def main():
     parser.add_argument("--svg", metavar="FILE", help="draw the second chapter")
     path = parser.parse_args().svg
     say("Starting RabbitMQ; the first time takes longer ...")
-    with contextlib.closing(Stage(brokers.choose()())) as stage:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        for name in (NEW_TASK, WORKER, "docker-compose.yml"):
+            shutil.copy(ROOT / name, folder)
+        broker = stack.enter_context(contextlib.closing(brokers.choose()()))
+        broker.start()
+        stage = stack.enter_context(contextlib.closing(Stage(broker, folder)))
         try:
             drawn = play(stage)
         except NotSeen as what:
             sys.exit(f"\nNot seen: {what}")
     if path:
-        picture.draw(path, drawn, stage.killed, LONG_ONE)
+        picture.draw(path, drawn, stage.stopped, LONG_ONE)
     say("\nEverything that was started is stopped.")
 
 
 if __name__ == "__main__":
+    # A shell that starts us in the background has us ignore Ctrl+C, and our consoles would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:

@@ -1,18 +1,18 @@
-"""A picture of two consoles, one of which is killed: the same however fast or slow all went."""
+"""A picture of two consoles, in one of which Ctrl+C is pressed: the same however fast all went."""
 
 from collections import Counter
 from pathlib import Path
 
 SVG = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 900 180" xml:space="preserve">
-<title>A worker is killed in the middle of a task, and another does it</title>
+<title>A worker is stopped in the middle of a task, and another does it</title>
 <style>
 rect {{ fill: #161b22; stroke: #6e7681 }}
 text {{ fill: #c9d1d9; white-space: pre }}
 text {{ font: 15.2px Menlo, Consolas, "DejaVu Sans Mono", monospace }}
 .title {{ fill: #8b949e }}
 .task {{ fill: #f2cc60; font-weight: bold }}
-.killed {{ fill: #ff7b72; font-weight: bold }}
+.stopped {{ fill: #ff7b72; font-weight: bold }}
 @media (prefers-reduced-motion: no-preference) {{ .line {{ animation: appear 1ms backwards }} }}
 @keyframes appear {{ from {{ opacity: 0 }} }}
 </style>
@@ -47,6 +47,6 @@ def draw(path, lines, left, task):
 
 
 def marked(text, task):
-    """Return the text with the task and the kill in their colours."""
+    """Return the text with the task and the Ctrl+C in their colours."""
     text = text.replace(task, f'<tspan class="task">{task}</tspan>')
-    return text.replace("Killed", '<tspan class="killed">Killed</tspan>')
+    return text.replace("^C", '<tspan class="stopped">^C</tspan>')
