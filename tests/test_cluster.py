@@ -13,8 +13,7 @@ import pytest
 from tests.harness import brokers
 from tests.harness.flow import Feeder, Flow
 from tests.harness.pages import CLUSTER, commands
-from tests.harness.queues import Queue
-from tests.harness.scripts import NEW_TASK, WORKER, done, only_told_in_lines, received_line
+from tests.harness.scripts import NEW_TASK, WORKER, only_told_in_lines, received_line
 from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -32,7 +31,7 @@ def broker():
 
 def test_the_readmes_commands_kill_a_node_and_start_it_again(broker, new_task, worker):
     place = "docker compose --file tests/cluster/docker-compose.yml "
-    up, look, kill, start, count, down = (
+    up, look, kill, start, down = (
         partial(broker.compose, *line.removeprefix(place).split())
         for line in commands(CLUSTER, place)
     )
@@ -45,27 +44,7 @@ def test_the_readmes_commands_kill_a_node_and_start_it_again(broker, new_task, w
     console.wait_for_line(received_line("with two of three"))
     start()
     wait_until(broker.answers, "all three answer")
-    wait_until(lambda: "task_queue\t0\n" in count() and "parked_tasks\t0\n" in count(), "it counts")
     assert down.args == ("down", "--volumes")  # as the cluster is removed when all is done
-
-
-def test_a_task_that_kills_every_worker_is_parked_and_the_others_are_done(
-    broker, queue, new_task, worker_of
-):
-    """RabbitMQ gives a task to 21 workers; unparked it would be gone then."""
-    parked = Queue(broker, "parked_tasks")
-    for task in ("before", "deadly", "after"):
-        new_task(task)
-    workers = []
-    while not parked.ready():
-        assert len(workers) < 30, "it is not parked"
-        workers.append(worker_of('if body == b"deadly":\n    os.kill(os.getpid(), 9)'))
-        wait_until(lambda: workers[-1].process.poll() or parked.ready(), "it dies, or need not")
-    assert sum(one.process.poll() == -9 for one in workers) == 21
-    workers.append(worker_of("pass"))
-    wait_until(lambda: set(done(*workers)) == {"before", "after"}, "the others are done")
-    queue.wait_for_counts(0, 0)
-    assert parked.take_all() == [b"deadly"]
 
 
 # --- The node goes away that leads the queue, and so is the worst to lose ---
