@@ -84,6 +84,7 @@ def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
     """
     names, url = {}, broker.url()
     exec(block("python", "threading"), names)
+    exec(block("python", "send_rows"), names)
     send, kept = names["send"], vars(names["kept"])
     with broker.vhost("other") as other:
         send(other, b"elsewhere")
@@ -97,8 +98,14 @@ def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
     broker.ctl("close_all_connections", "by a test")
     send(url, b"on a new connection")
     assert queue.take_all() == [b"into a new queue", b"on a new connection"]
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE tasks (number INTEGER PRIMARY KEY, body)")
+    database.executemany("INSERT INTO tasks (body) VALUES (?)", [(b"one",), (b"two",)])
     with broker.alarm(), pytest.raises(pika.exceptions.AMQPError):
-        send(url, b"in an alarm")
+        names["send_rows"](database, url)
+    names["send_rows"](database, url)
+    assert set(queue.take_all()) == {b"one", b"two"}  # the one of the alarm may have arrived
+    assert database.execute("SELECT * FROM tasks").fetchall() == []
 
 
 # --- Both pages: all commands, files, links ---

@@ -13,7 +13,7 @@ PROGRAMS = (
     "brew choco df docker for free git grep lsof net netstat openssl ping pip py python python3 "
     "rabbitmq-diagnostics rabbitmqctl rm set ss sudo systemctl tasklist tests/ $env: .venv\\ "
     "Set-ExecutionPolicy"
-).split()
+).split() + ["{ echo"]
 
 
 def blocks(text, language):
