@@ -3,6 +3,7 @@
 import re
 import signal
 
+from tests.harness.brokers import run
 from tests.harness.consoles import ROOT
 from tests.harness.pages import edited
 from tests.harness.scripts import AGAIN, DONE, IN_HAND, NOBODY, RECEIVED, WAITING, WORKER, received
@@ -17,6 +18,11 @@ def test_what_is_wrong_with_its_start_ends_it(start_alone):
     assert start_alone(WORKER, url="unusable").wait() == 1
 
 
+def has_only_waited(console):
+    """Whether it has used less than two seconds of a processor."""
+    return int(run("ps", "-o", "cputimes=", "-p", str(console.process.pid))) < 2
+
+
 # --- While it works ---
 
 
@@ -27,6 +33,7 @@ def test_a_task_of_many_heartbeats_is_worked_once(worker, broker, queue):
     console.wait_for_line(DONE)
     queue.wait_for_counts(0, 0)
     assert console.err == []
+    assert has_only_waited(console)
 
 
 # --- How it ends ---
@@ -109,7 +116,8 @@ def test_sigterm_lets_work_that_has_lost_its_connection_end_as_any_other(worker_
 def test_sigterm_ends_it_while_it_waits_to_connect_again(start_alone):
     """How long it waits: test_functions.py."""
     console = start_alone(WORKER)
-    console.wait_for_line(AGAIN, count=4)  # then for eight seconds or more
+    console.wait_for_line(AGAIN, count=4)  # after seven seconds or more; eight are to come
+    assert has_only_waited(console)
     console.signal(signal.SIGTERM)
     assert console.wait(5) == 0
 
@@ -132,6 +140,8 @@ def test_the_work_ends_before_it_consumes_again(worker_of, proxy, queue):
     assert "StreamLostError" in console.wait_for_line(AGAIN).text
     console.wait_for_line(IN_HAND)
     assert " ends" not in console.out  # it is told at once
+    console.wait_for_line(" ends")
+    assert has_only_waited(console)
     console.wait_for_line(DONE)
     kinds = [line.split()[0] for line in console.out]
     assert kinds == ["[*]", "[x]", "begins", "ends", "[*]", "[x]", "begins", "ends", "[x]"]
