@@ -1,4 +1,4 @@
-"""What Docker makes of docker-compose.yml. (Not collected where the broker is the local one.)"""
+"""What Docker makes of docker-compose.yml. (Skipped where the broker is the local one.)"""
 
 import json
 import re
@@ -60,6 +60,9 @@ def the(words):
 
 
 DOCKER = {
+    "down": "docker compose down",
+    "delete": "docker compose down --volumes",
+    "list": "docker ps",
     "start": the("compose up --detach --build"),
     "renew": the("compose up --detach worker"),
     "look": the("compose logs --timestamps"),

@@ -123,9 +123,7 @@ def jobs(broker, rabbitmq):
             broker.ctl(*f"delete_{thing}".split())
 
 
-def test_each_command_for_rabbitmq_is_taken_and_the_queue_is_emptied(
-    jobs, rabbitmq, new_task, queue
-):
+def test_each_command_for_rabbitmq_is_taken(jobs, rabbitmq, new_task, queue):
     new_task("purged", url=jobs("producer"))
     for command in RABBITMQ:
         if command not in SET_UP:

@@ -174,6 +174,7 @@ def test_an_overdue_acknowledgement_is_told_and_it_consumes_again(
                 slow.wait_for_line(".*PRECONDITION_FAILED - delivery acknowledgement.*timed out.*")
         finally:
             broker.set("consumer_timeout", 1800000)
+            broker.set("channel_tick_interval", 60000)
         finish.touch()
         slow.wait_for_line(rf".*{'timed out' if closes else 'ConsumerCancelled'}.*; trying again")
         slow.wait_for_line(WAITING, count=2)
