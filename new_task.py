@@ -138,7 +138,7 @@ def brokers():
 
 def parameters_of(url):
     """Return Parameters; raise OSError if a file that `url` names cannot be read, or ValueError."""
-    url.encode()  # a ValueError if it is not UTF-8
+    url.encode()  # a ValueError if it is not UTF-8: pika's would show the password
     parts = urlsplit(url)
     if parts.scheme not in ("amqp", "amqps"):
         raise ValueError  # pika would connect to localhost

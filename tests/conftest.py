@@ -191,9 +191,8 @@ def folder(tmp_path):
 @pytest.fixture
 def type_in(open_console, folder, broker):
     """Type commands into a console of their own, in that folder, and leave them running."""
-    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    if hasattr(broker, "project"):
-        env |= broker.env | env | {"COMPOSE_PROJECT_NAME": broker.project}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**broker.shell_env, "PATH": path}
     return lambda typed, **options: open_console(
         "bash", "-c", typed, cwd=folder, env=env, **options
     )

@@ -21,8 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def shell(broker, folder):
     """Run a command in a folder with the compose file to its end; return what it shows."""
-    env = broker.env | {"COMPOSE_PROJECT_NAME": broker.project}
-    return lambda command: run("bash", "-c", command, cwd=folder, env=env)
+    return lambda command: run("bash", "-c", command, cwd=folder, env=broker.shell_env)
 
 
 def test_down_keeps_the_tasks_and_volumes_deletes_them(own_broker, queue, new_task, shell):
@@ -60,6 +59,8 @@ def the(words):
 
 
 DOCKER = {
+    "ports": typed("RABBITMQ_PORT=")[0],
+    "up": "docker compose up --detach --wait",
     "down": "docker compose down",
     "delete": "docker compose down --volumes",
     "list": "docker ps",

@@ -6,7 +6,6 @@ How it is run as a service: test_service.py, and in Docker test_compose.py.
 import contextlib
 import re
 import sqlite3
-from functools import partial
 
 import pika
 import pytest
@@ -28,6 +27,14 @@ from tests.test_compose import DOCKER
 from tests.test_service import TYPED
 from tests.tools import demo
 
+CONSOLES = [command for one in blocks(LEARN + USE, "console") for command, _ in steps(one)]
+
+
+def known():
+    """Return the commands that other tests type, or none can."""
+    return {*NOT_TYPED, *TYPED, *DOCKER.values()}
+
+
 # --- Learn it ---
 
 
@@ -37,6 +44,10 @@ def test_the_first_half_shows_what_it_says(own_broker, folder):
         demo.play(stage)
         stage.follow("> tasks.txt")
         stage.follow("delete_queue task_queue")
+        typed = {text.removeprefix("$ ") for _, text in stage.shown}
+    for command in CONSOLES:
+        elsewhere = command in known() or ("docker" in command and not own_broker.in_docker)
+        assert command in typed or elsewhere, command
 
 
 # --- Use it ---
@@ -111,39 +122,15 @@ def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
     assert database.execute("SELECT * FROM tasks").fetchall() == []
 
 
-def test_what_cannot_be_undone_is_done_once():
-    names = {}
-    exec(block("python", "def once"), names)
-    database = sqlite3.connect(":memory:")
-    database.execute(re.search("`(CREATE TABLE acts [^`]*)`", USE)[1])
-    acts = iter(["later", "done"])
-    once = partial(names["once"], database, "id", lambda: next(acts))
-    with pytest.raises(RuntimeError, match="later"):
-        once()
-    once()
-    once()  # does nothing
-    assert list(acts) == []
-
-    def break_off():
-        with pytest.raises(RuntimeError, match="another worker"):
-            names["once"](database, "other", None)
-        raise OSError
-
-    names["once"](database, "other", break_off)
-    states = database.execute("SELECT state FROM acts ORDER BY since").fetchall()
-    assert states == [("done",), ("in doubt: OSError()",)]
-
-
 # --- Both pages: all commands, files, links ---
 
 
 def test_each_command_is_typed_by_a_test_or_known_not_to_be():
-    """Those of README.md are typed above."""
-    consoles = [command for one in blocks(LEARN + USE, "console") for command, _ in steps(one)]
-    known = {*NOT_TYPED, *TYPED, *DOCKER.values(), *consoles}
+    """The consoles of README.md are typed above, and that is seen there."""
+    typed = known() | {*CONSOLES}
     for command in commands(LEARN + USE + SERVICE):
-        begins = any(one.startswith(f"{command} ") for one in known)  # named, as in "after ..."
-        assert command in known or begins, f"no test types {command}"
+        begins = any(one.startswith(f"{command} ") for one in typed)  # named, as in "after ..."
+        assert command in typed or begins, f"no test types {command}"
     pages = " ".join((LEARN + USE + SERVICE).split())
     for command in NOT_TYPED:
         assert command in pages or command.endswith((":", "why.")), command

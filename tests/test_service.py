@@ -4,7 +4,9 @@ import re
 import shlex
 import shutil
 import sys
+from functools import partial
 
+import pika
 import pytest
 
 from tests.harness.brokers import run
@@ -98,15 +100,10 @@ def test_the_files_of_a_second_kind_of_long_tasks_and_of_a_bad_network_are_writt
 
 @pytest.fixture
 def rabbitmq(broker):
-    """Run a command of RabbitMQ's where the broker is; those that ask for a password get one."""
+    """Run a command for RabbitMQ's machine; those that ask for a password get one."""
 
     def run_there(command):
-        words = shlex.split(command.removeprefix("sudo "))
-        if hasattr(broker, "project"):
-            broker.compose("exec", "-T", "rabbitmq", *words, typed="PASSWORD\n")
-        else:
-            env, folder = broker.env, broker.folder
-            run(broker.bin / words[0], *words[1:], env=env, cwd=folder, typed="PASSWORD\n")
+        broker.tool(*shlex.split(command.removeprefix("sudo ")), typed="PASSWORD\n")
 
     return run_there
 
@@ -123,11 +120,16 @@ def jobs(broker, rabbitmq):
             broker.ctl(*f"delete_{thing}".split())
 
 
-def test_each_command_for_rabbitmq_is_taken(jobs, rabbitmq, new_task, queue):
+def test_each_command_for_rabbitmq_is_taken_and_purge_empties_the_queue(jobs, rabbitmq, new_task):
     new_task("purged", url=jobs("producer"))
-    for command in RABBITMQ:
-        if command not in SET_UP:
-            rabbitmq(command)
+    with pika.BlockingConnection(pika.URLParameters(jobs("worker"))) as connection:
+        look = partial(connection.channel().queue_declare, "task_queue", passive=True)
+        assert look().method.message_count == 1
+        for command in RABBITMQ:
+            if command not in SET_UP:
+                rabbitmq(command)
+            if "purge_queue" in command:
+                assert look().method.message_count == 0
 
 
 def printed(words):

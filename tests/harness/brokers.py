@@ -67,6 +67,8 @@ class Broker:
     """What both brokers share: where they listen, and how to see that they do."""
 
     host = inner_host = "127.0.0.1"
+    in_docker = False
+    shell_env = {}  # what a user's console needs, beside a way to RabbitMQ
 
     def __init__(self, ports):
         self.ports, self.port = ports, ports[0]  # of the nodes
@@ -75,6 +77,10 @@ class Broker:
         self.folder = Path(tempfile.gettempdir(), f"work-queue-broker-{uuid.uuid4().hex}")
         self.folder.mkdir(mode=0o700)
         self.remove_folder = reaper.at_exit("rm", "-rf", self.folder)
+
+    def ctl(self, *words):
+        """Run rabbitmqctl; return what it printed."""
+        return self.tool("rabbitmqctl", "-q", *words)
 
     def url(self, userinfo="guest:guest", vhost="%2F", port=None, query=""):
         """Return the AMQP URL of `port`, or those of all nodes, separated by commas."""
@@ -225,9 +231,9 @@ class LocalBroker(Broker):
         finally:
             self.signal(signal.SIGCONT)
 
-    def ctl(self, *words):
-        """Run rabbitmqctl; return what it printed."""
-        return run(self.bin / "rabbitmqctl", "-q", *words, env=self.env, cwd=self.folder)
+    def tool(self, program, *words, typed=""):
+        """Run a program of RabbitMQ's, with `typed` as its input; return what it printed."""
+        return run(self.bin / program, *words, env=self.env, cwd=self.folder, typed=typed)
 
     def log(self):
         """Return what the broker has logged since it was made."""
@@ -254,16 +260,19 @@ class DockerBroker(Broker):
 
     file = "docker-compose.yml"
     nodes = {"rabbitmq": ""}  # the services, and how the variables of their ports end
+    in_docker = True
 
     def __init__(self):
         super().__init__(free_ports(len(self.nodes)))
         self.project = self.folder.name
-        self.argv = ["compose", "--file", ROOT / self.file, "--project-name", self.project]
-        self.remove = reaper.at_exit("docker", *self.argv, *DOWN)
-        self.env = dict(os.environ)
+        self.argv = ["compose", "--file", ROOT / self.file]
+        name = ("--project-name", self.project)
+        self.remove = reaper.at_exit("docker", *self.argv, *name, *DOWN)
+        self.env = {**os.environ, "COMPOSE_PROJECT_NAME": self.project}
         for end, port in zip(self.nodes.values(), self.ports, strict=True):
             self.env[f"RABBITMQ_PORT{end}"] = str(port)
             self.env[f"RABBITMQ_MANAGEMENT_PORT{end}"] = str(*free_ports(1))
+        self.shell_env = self.env
 
     def compose(self, *words, typed=""):
         return docker(*self.argv, *words, env=self.env, typed=typed)
@@ -297,9 +306,9 @@ class DockerBroker(Broker):
         finally:
             self.compose("unpause")
 
-    def ctl(self, *words):
+    def tool(self, *words, typed=""):
         node = next(iter(self.nodes))
-        return self.compose("exec", "-T", node, "rabbitmqctl", "-q", *words)
+        return self.compose("exec", "-T", node, *words, typed=typed)
 
     @property
     def inner_host(self):

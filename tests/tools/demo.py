@@ -38,11 +38,8 @@ class Stage:
 
     def __init__(self, broker, folder):
         self.broker, self.queue, self.folder = broker, Queue(broker), folder
-        self.docker = hasattr(broker, "project")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self.env = {"AMQP_URL": broker.url(), "PATH": path}
-        if self.docker:
-            self.env |= broker.env | self.env | {"COMPOSE_PROJECT_NAME": broker.project}
+        self.env = {**broker.shell_env, "AMQP_URL": broker.url(), "PATH": path}
         self.consoles = []
         self.workers = {}  # by their titles
         self.stopped = None  # the title of one
@@ -68,7 +65,7 @@ class Stage:
         Where RabbitMQ is not in Docker, it is restarted in another way, and the rest left out.
         """
         for command, lines in steps(block("console", words)):
-            if self.docker or "docker" not in command:
+            if self.broker.in_docker or "docker" not in command:
                 console = self.type_in(THIRD, command)
                 see(console.wait() == 0, f"it ends well: {command}")
                 see(console.out == lines or not lines, f"{command} shows {lines}")
