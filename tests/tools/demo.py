@@ -30,7 +30,7 @@ def see(condition, what):
 
 
 def say(text):
-    print(text, flush=True)
+    print(f"{text}\n", end="", flush=True)  # in one piece, as each console has a thread of its own
 
 
 class Stage:
