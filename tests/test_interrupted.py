@@ -13,6 +13,7 @@ from tests.harness.waiting import wait_until
 @pytest.mark.parametrize(
     ("command", "signum"),
     [("run -n 2 -k every_dot", signal.SIGINT), ("soak", signal.SIGKILL)],
+    ids=["run", "soak"],  # -k would find its own words in a name, and run this test within itself
 )
 def test_nothing_is_left_behind(tmp_path, command, signum):
     console = Console(*f"tests/{command}".split(), env={"TMPDIR": str(tmp_path)})
