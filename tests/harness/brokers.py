@@ -265,9 +265,8 @@ class DockerBroker(Broker):
     def __init__(self):
         super().__init__(free_ports(len(self.nodes)))
         self.project = self.folder.name
-        self.argv = ["compose", "--file", ROOT / self.file]
-        name = ("--project-name", self.project)
-        self.remove = reaper.at_exit("docker", *self.argv, *name, *DOWN)
+        self.argv = ["compose", "--file", ROOT / self.file, "--project-name", self.project]
+        self.remove = reaper.at_exit("docker", *self.argv, *DOWN)
         self.env = {**os.environ, "COMPOSE_PROJECT_NAME": self.project}
         for end, port in zip(self.nodes.values(), self.ports, strict=True):
             self.env[f"RABBITMQ_PORT{end}"] = str(port)
