@@ -78,6 +78,7 @@ DOCKER = {
     "go on": the("compose start"),
 }
 OVERRIDE = "docker-compose.override.yml"
+WORKERS, SENDER = blocks(SERVICE, "yaml")
 GUEST = "guest:guest@rabbitmq"
 
 
@@ -87,7 +88,7 @@ def service(broker, folder, shell):
 
     But for what needs a network, or a vhost: the image's base, pip, and who logs in.
     """
-    [dockerfile], [yaml] = blocks(SERVICE, "dockerfile"), blocks(SERVICE, "yaml")
+    [dockerfile] = blocks(SERVICE, "dockerfile")
     base = inspect(f"{broker.project}-rabbitmq-1")["Config"]["Image"]
     here = {
         "FROM python:3.14-slim\n": f"FROM {base}\nUSER root\n"
@@ -95,7 +96,7 @@ def service(broker, folder, shell):
         "RUN pip install --no-cache-dir -r /worker/requirements.txt\n": "COPY pika /worker/pika/\n",
     }
     (folder / "Dockerfile").write_text(edited(dockerfile, here))
-    (folder / OVERRIDE).write_text(edited(yaml, {"worker:PASSWORD@rabbitmq/jobs": GUEST}))
+    (folder / OVERRIDE).write_text(edited(WORKERS, {"worker:PASSWORD@rabbitmq/jobs": GUEST}))
     shutil.copytree(Path(pika.__file__).parent, folder / "pika")
     remove_image = reaper.at_exit("docker", "rmi", "--force", f"{broker.project}-worker")
     yield lambda name, **edits: shell(edited(DOCKER[name], edits))
@@ -149,3 +150,11 @@ def test_workers_in_containers_are_started_stopped_killed_and_looked_at(
     service("send", FILE=file, **{"producer:PASSWORD@rabbitmq/jobs": GUEST})
     service("go on")
     wait_until(lambda: "Received taken" in service("look"), "it was sent again")
+
+
+def test_the_sender_of_jobs_is_a_worker_but_for_its_command(folder, shell):
+    (folder / OVERRIDE).write_text(edited(WORKERS, {"\nvolumes:": f"{SENDER}\nvolumes:"}))
+    services = json.loads(shell("docker compose config --format json"))["services"]
+    worker, sender = services["worker"], services["mail"]
+    assert sender["command"] == ["python", "/worker/send_jobs.py", "mail"]
+    assert [name for name in worker if worker[name] != sender[name]] == ["command", "scale"]

@@ -19,7 +19,6 @@ from tests.harness.pages import (
     block,
     blocks,
     commands,
-    edited,
     steps,
 )
 from tests.harness.scripts import DONE, FAILED
@@ -55,7 +54,7 @@ def test_the_first_half_shows_what_it_says(own_broker, folder):
 
 def test_no_task_stops_the_work_of_the_readme(own_work, queue, folder):
     """What is no order is kept; while the database is locked, which passes, a task is retried."""
-    console = own_work(block("python", "sqlite3"), folder)
+    console = own_work(block("python", "orders.db"), folder)
     order = re.search(r"`(\{\"id\".*?\})`", USE)[1].encode()
     rejected = [
         b"no JSON",
@@ -80,17 +79,6 @@ def test_no_task_stops_the_work_of_the_readme(own_work, queue, folder):
     console.wait_for_line(DONE, count=len(rejected) + 3)
 
 
-def test_a_task_that_kills_its_process_or_hangs_or_is_hopeless_is_kept(own_work, queue, folder):
-    """The process runs its task as Python."""
-    (folder / "resize.py").write_text("import os, time\nexec(input())")
-    console = own_work(edited(block("python", "subprocess"), {"1500": "5"}), folder)
-    given_up = [b"os.kill(os.getpid(), 9)", b"time.sleep(99)", b"exit(65)"]
-    queue.publish(*given_up, b"pass", b"exit(1)")
-    console.wait_for_line(FAILED, count=2)
-    assert console.out.count(" [x] Done") == 4
-    assert {file.read_bytes() for file in folder.glob("given-up-*")} == set(given_up)
-
-
 def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
     """On a connection for each URL that they keep, and make anew when it was lost.
 
@@ -98,7 +86,6 @@ def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
     """
     names, url = {}, broker.url()
     exec(block("python", "threading"), names)
-    exec(block("python", "send_rows"), names)
     send, kept = names["send"], vars(names["kept"])
     with broker.vhost("other") as other:
         send(other, b"elsewhere")
@@ -112,14 +99,8 @@ def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
     broker.ctl("close_all_connections", "by a test")
     send(url, b"on a new connection")
     assert queue.take_all() == [b"into a new queue", b"on a new connection"]
-    database = sqlite3.connect(":memory:")
-    database.execute("CREATE TABLE tasks (number INTEGER PRIMARY KEY, body)")
-    database.executemany("INSERT INTO tasks (body) VALUES (?)", [(b"one",), (b"two",)])
     with broker.alarm(), pytest.raises(pika.exceptions.AMQPError):
-        names["send_rows"](database, url)
-    names["send_rows"](database, url)
-    assert set(queue.take_all()) == {b"one", b"two"}  # the one of the alarm may have arrived
-    assert database.execute("SELECT * FROM tasks").fetchall() == []
+        send(url, b"in an alarm")
 
 
 # --- Both pages: all commands, files, links ---

@@ -17,6 +17,7 @@ from tests.harness.waiting import wait_until
 from worker import ADVICE
 
 INSTALL, BACK = blocks(SERVICE, "sh")
+UNIT, SENDER = blocks(SERVICE, "ini")
 CONSOLES = {
     "second kind": typed("images@"),
     "two hours": typed("TimeoutStopSec=2h") + typed("90-timeout.conf"),
@@ -52,18 +53,20 @@ def in_folder(text):
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here; CI has it")
-def test_the_unit_is_one_that_systemd_takes(tmp_path):
-    """But for the place of the worker, which is here."""
-    [unit] = blocks(SERVICE, "ini")
-    python = {"/opt/%p-1/.venv/bin/python": sys.executable, "/opt/%p-1": str(ROOT)}
-    (tmp_path / "worker@.service").write_text(edited(unit, python))
-    (tmp_path / "worker@1.service").symlink_to("worker@.service")
-    verify = "systemd-analyze verify ./worker@1.service 2>&1"
+def test_the_units_are_such_as_systemd_takes(tmp_path):
+    """But for the place of the scripts, which is here."""
+    here = {"/opt/%p-1/.venv/bin/python": sys.executable, "/opt/%p-1": str(ROOT)}
+    (tmp_path / "worker@.service").write_text(edited(UNIT, here))
+    for name in ("1", "mail"):
+        (tmp_path / f"worker@{name}.service").symlink_to("worker@.service")
+    (tmp_path / "worker@mail.service.d").mkdir()
+    here = {"/opt/%p/.venv/bin/python": sys.executable, "/opt/%p/send_jobs.py": "%i"}
+    (tmp_path / "worker@mail.service.d/sender.conf").write_text(edited(SENDER, here))
+    verify = "systemd-analyze verify ./worker@1.service ./worker@mail.service 2>&1"
     assert run("bash", "-c", verify, cwd=tmp_path) == ""
 
 
 def test_versions_are_installed_changed_and_left_again(folder, type_in):
-    [unit] = blocks(SERVICE, "ini")
 
     def paste(text, status=0):
         assert type_in(in_folder(text)).wait() == status
@@ -72,24 +75,23 @@ def test_versions_are_installed_changed_and_left_again(folder, type_in):
         assert (folder / "worker@.service").read_text() == unit_now
         assert (folder / "worker").samefile(folder / name)
 
-    (folder / "worker@.service").write_text(unit)
+    (folder / "worker@.service").write_text(UNIT)
     paste(INSTALL)
-    is_version("worker-1", unit)
+    is_version("worker-1", UNIT)
     paste(INSTALL, status=1)  # it is there already
     paste(edited(INSTALL, {"version=1": "version=2"}))
-    is_version("worker-2", edited(unit, {"%p-1": "%p-2"}))
+    is_version("worker-2", edited(UNIT, {"%p-1": "%p-2"}))
     assert (folder / "worker/take.py").exists()
     paste(BACK, status=2)  # without a number
     paste(edited(BACK, {"version=NUMBER": "version=1"}))
-    is_version("worker-1", unit)
+    is_version("worker-1", UNIT)
 
 
 def test_the_files_of_a_second_kind_of_long_tasks_and_of_a_bad_network_are_written(folder, type_in):
-    [unit] = blocks(SERVICE, "ini")
-    (folder / "worker@.service").write_text(unit)
+    (folder / "worker@.service").write_text(UNIT)
     (folder / "worker.env").write_text("AMQP_URL=amqp://one/jobs,amqps://two/jobs\n")
     assert type_in(here("two hours", "patient", "second kind")).wait() == 0
-    assert (folder / "images@.service").read_text() == edited(unit, {"30min": "2h"})
+    assert (folder / "images@.service").read_text() == edited(UNIT, {"30min": "2h"})
     patient = "AMQP_URL=amqp://one/jobs?heartbeat=60,amqps://two/jobs?heartbeat=60\n"
     assert (folder / "images.env").read_text() == patient
     assert (folder / "90-timeout.conf").read_text() == "consumer_timeout = 7200000\n"
