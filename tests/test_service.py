@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.brokers import run
 from tests.harness.consoles import ROOT
-from tests.harness.pages import NOT_TYPED, SERVICE, blocks, commands, edited, typed
+from tests.harness.pages import NOT_TYPED, SERVICE, USE, blocks, commands, edited, typed
 from tests.harness.scripts import DONE, WORKER, received
 from tests.harness.waiting import wait_until
 from worker import ADVICE
@@ -19,7 +19,7 @@ from worker import ADVICE
 INSTALL, BACK = blocks(SERVICE, "sh")
 UNIT, SENDER = blocks(SERVICE, "ini")
 CONSOLES = {
-    "second kind": typed("images@"),
+    "second kind": typed("cp --preserve"),
     "two hours": typed("TimeoutStopSec=2h") + typed("90-timeout.conf"),
     "patient": typed("heartbeat=60"),
     "take": typed("take.py\n"),
@@ -30,10 +30,10 @@ CONSOLES = {
 }
 RABBITMQ = [
     one
-    for one in commands(SERVICE, "sudo rabbitmqctl", "sudo rabbitmq-diagnostics")
+    for one in commands(SERVICE + USE, "sudo rabbitmqctl", "sudo rabbitmq-diagnostics")
     if one not in NOT_TYPED
 ]
-SET_UP = [one for one in RABBITMQ if one in SERVICE.split("### systemd")[0]]
+SET_UP = [one for one in RABBITMQ if one in USE + SERVICE.split("### systemd")[0]]
 TYPED = sum(CONSOLES.values(), RABBITMQ)
 
 # What a test leaves out of a console: other machines and what needs a network or systemd; and where
@@ -92,7 +92,7 @@ def test_the_files_of_a_second_kind_of_long_tasks_and_of_a_bad_network_are_writt
     (folder / "worker.env").write_text("AMQP_URL=amqp://one/jobs,amqps://two/jobs\n")
     assert type_in(here("two hours", "patient", "second kind")).wait() == 0
     assert (folder / "images@.service").read_text() == edited(UNIT, {"30min": "2h"})
-    patient = "AMQP_URL=amqp://one/jobs?heartbeat=60,amqps://two/jobs?heartbeat=60\n"
+    patient = "AMQP_URL=amqp://one/images?heartbeat=60,amqps://two/images?heartbeat=60\n"
     assert (folder / "images.env").read_text() == patient
     assert (folder / "90-timeout.conf").read_text() == "consumer_timeout = 7200000\n"
 
@@ -118,7 +118,7 @@ def jobs(broker, rabbitmq):
             rabbitmq(command)
         yield lambda user, vhost="jobs": broker.url(f"{user}:PASSWORD", vhost)
     finally:
-        for thing in ("vhost jobs", "user worker", "user producer", "user admin"):
+        for thing in ("vhost jobs", "vhost images", "user worker", "user producer", "user admin"):
             broker.ctl(*f"delete_{thing}".split())
 
 
