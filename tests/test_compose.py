@@ -64,7 +64,8 @@ DOCKER = {
     "down": "docker compose down",
     "delete": "docker compose down --volumes",
     "list": "docker ps",
-    "start": the("compose up --detach --build"),
+    "start": "docker compose up --detach --build worker",
+    "start both": the("compose up --detach --build worker mails"),
     "renew": the("compose up --detach worker"),
     "look": the("compose logs --timestamps"),
     "count": the("compose logs --since"),
@@ -155,6 +156,7 @@ def test_workers_in_containers_are_started_stopped_killed_and_looked_at(
 def test_the_sender_of_jobs_is_a_worker_but_for_its_command(folder, shell):
     (folder / OVERRIDE).write_text(edited(WORKERS, {"\nvolumes:": f"{SENDER}\nvolumes:"}))
     services = json.loads(shell("docker compose config --format json"))["services"]
-    worker, sender = services["worker"], services["mail"]
-    assert sender["command"] == ["python", "/worker/send_jobs.py", "mail"]
+    worker, sender = services["worker"], services["mails"]
+    assert sender["command"] == ["python", "/worker/send_jobs.py", "mails"]
+    shell(edited(DOCKER["start both"], {"compose": "compose --dry-run"}))
     assert [name for name in worker if worker[name] != sender[name]] == ["command", "scale"]

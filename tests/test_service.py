@@ -20,6 +20,7 @@ INSTALL, BACK = blocks(SERVICE, "sh")
 UNIT, SENDER = blocks(SERVICE, "ini")
 CONSOLES = {
     "second kind": typed("cp --preserve"),
+    "sender": typed("cp -r"),
     "two hours": typed("TimeoutStopSec=2h") + typed("90-timeout.conf"),
     "patient": typed("heartbeat=60"),
     "take": typed("take.py\n"),
@@ -57,12 +58,12 @@ def test_the_units_are_such_as_systemd_takes(tmp_path):
     """But for the place of the scripts, which is here."""
     here = {"/opt/%p-1/.venv/bin/python": sys.executable, "/opt/%p-1": str(ROOT)}
     (tmp_path / "worker@.service").write_text(edited(UNIT, here))
-    for name in ("1", "mail"):
+    for name in ("1", "mails"):
         (tmp_path / f"worker@{name}.service").symlink_to("worker@.service")
-    (tmp_path / "worker@mail.service.d").mkdir()
+    (tmp_path / "worker@mails.service.d").mkdir()
     here = {"/opt/%p/.venv/bin/python": sys.executable, "/opt/%p/send_jobs.py": "%i"}
-    (tmp_path / "worker@mail.service.d/sender.conf").write_text(edited(SENDER, here))
-    verify = "systemd-analyze verify ./worker@1.service ./worker@mail.service 2>&1"
+    (tmp_path / "worker@mails.service.d/sender.conf").write_text(edited(SENDER, here))
+    verify = "systemd-analyze verify ./worker@1.service ./worker@mails.service 2>&1"
     assert run("bash", "-c", verify, cwd=tmp_path) == ""
 
 
@@ -89,11 +90,14 @@ def test_versions_are_installed_changed_and_left_again(folder, type_in):
 
 def test_the_files_of_a_second_kind_of_long_tasks_and_of_a_bad_network_are_written(folder, type_in):
     (folder / "worker@.service").write_text(UNIT)
+    (folder / "worker@mails.service.d").mkdir()
+    (folder / "worker@mails.service.d/sender.conf").write_text(SENDER)
     (folder / "worker.env").write_text("AMQP_URL=amqp://one/jobs,amqps://two/jobs\n")
-    assert type_in(here("two hours", "patient", "second kind")).wait() == 0
+    assert type_in(here("two hours", "patient", "second kind", "sender")).wait() == 0
     assert (folder / "images@.service").read_text() == edited(UNIT, {"30min": "2h"})
     patient = "AMQP_URL=amqp://one/images?heartbeat=60,amqps://two/images?heartbeat=60\n"
     assert (folder / "images.env").read_text() == patient
+    assert (folder / "images@images.service.d/sender.conf").read_text() == SENDER
     assert (folder / "90-timeout.conf").read_text() == "consumer_timeout = 7200000\n"
 
 
