@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness import brokers, reaper
 from tests.harness.brokers import docker, run
-from tests.harness.pages import SERVICE, blocks, commands, edited, typed
+from tests.harness.pages import JOBS, SERVICE, blocks, commands, edited, typed
 from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -53,8 +53,10 @@ def test_its_ports_are_those_of_the_readme_and_for_this_machine_alone(shell):
 
 
 def the(words):
-    """Return the one command of Docker's in service.md that begins with `words`."""
-    [found] = [one for one in commands(SERVICE, "docker") if one.startswith(f"docker {words}")]
+    """Return the one command of Docker's on the service's pages that begins with `words`."""
+    [found] = [
+        one for one in commands(SERVICE + JOBS, "docker") if one.startswith(f"docker {words}")
+    ]
     return found
 
 
@@ -79,7 +81,7 @@ DOCKER = {
     "go on": the("compose start"),
 }
 OVERRIDE = "docker-compose.override.yml"
-WORKERS, SENDER = blocks(SERVICE, "yaml")
+[WORKERS], [SENDER] = blocks(SERVICE, "yaml"), blocks(JOBS, "yaml")
 GUEST = "guest:guest@rabbitmq"
 
 

@@ -1,4 +1,4 @@
-"""README.md's table of jobs: its programs, as the page has them, with what breaks their work.
+""".github/jobs.md: its programs as they stand there, with what breaks their work.
 
 (Skipped where there is no PostgreSQL of Debian's; CI has it.)
 """
@@ -17,14 +17,15 @@ import pytest
 
 from tests.harness.brokers import run
 from tests.harness.consoles import Console
-from tests.harness.pages import USE, block, edited
+from tests.harness.pages import JOBS, block, edited, steps, typed
 from tests.harness.scripts import received_line
 from tests.harness.waiting import wait_until
 
-psycopg = pytest.importorskip("psycopg", exc_type=ImportError)  # which needs libpq
-
 FOUND = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 pytestmark = pytest.mark.skipif(not FOUND, reason="no PostgreSQL here; CI has it")
+
+EXPORT = typed("PGHOST=")[-1]
+SENDER = "python send_jobs.py images"
 
 DEFERS = 2  # mails, before the server takes one
 
@@ -76,10 +77,13 @@ def mail_server():
 
 @pytest.fixture
 def sql(postgres):
-    """Run a statement; of one of the page, its first words are enough. Return its rows."""
+    """Run a statement; of one of the operator's, its first words are enough. Return its rows."""
+
+    import psycopg  # it needs libpq, which comes with PostgreSQL
 
     def run_one(words, **edits):
-        [statement] = re.findall(f"`({re.escape(words)}[^`]*)`", " ".join(USE.split())) or [words]
+        operators = block("sql", "to_timestamp")
+        [statement] = re.findall(f"^{re.escape(words)}.*", operators, re.MULTILINE) or [words]
         with psycopg.connect(host=postgres, user="postgres") as database:
             cursor = database.execute(edited(statement, edits))
             return cursor.fetchall() if cursor.description else []
@@ -94,13 +98,17 @@ def jobs(folder, mail_server, sql, postgres, monkeypatch):
     A job that failed is tried again at once, and resize.py runs its data as Python.
     """
     host, port = mail_server.server_address
-    mail = {'"mail.shop.example"': f'"{host}", {port}'}
+    mail = {
+        '"mail.shop.example"': f'"{host}", {port}',
+        "    server.starttls(context=ssl.create_default_context())\n": "",
+    }
     (folder / "kinds.py").write_text(edited(block("python", "smtplib"), mail))
     (folder / "jobs.py").write_text(edited(block("python", "TRIES = "), {"60 * 4**tries": "-10"}))
     (folder / "send_jobs.py").write_text(block("python", "from jobs"))
     (folder / "resize.py").write_text("exec(input())")
     sql("DROP TABLE IF EXISTS jobs; DROP ROLE IF EXISTS worker")
-    sql(block("sql", "CREATE TABLE jobs"))
+    for statements in ("CREATE TABLE jobs", "reader@"):
+        sql(block("sql", statements))
     for name, value in {"HOST": postgres, "USER": "worker", "DATABASE": "postgres"}.items():
         monkeypatch.setenv(f"PG{name}", str(value))
     return lambda data: sql(f"INSERT INTO jobs (kind, data) VALUES ('images', '{data}')")
@@ -116,17 +124,32 @@ def sender(start, folder):
     return lambda kind: start("send_jobs.py", kind, cwd=folder)
 
 
+def test_the_first_try_shows_what_the_page_says(
+    queue, folder, jobs, sql, own_work, type_in, postgres
+):
+    (folder / "resize.py").write_text(re.search("`(print.*)`", JOBS)[1])
+    sql(block("sql", "tea.png"))
+    here = EXPORT.replace("localhost", str(postgres))
+    type_in(f"{here}; exec {SENDER}")
+    [(_, shown)] = steps(block("console", "Resized"))
+    console = own_work("from jobs import work", folder)
+    console.wait_for_line(shown[-1].replace("[", r"\["))
+    assert console.out == shown
+
+
 def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
     queue, folder, jobs, sql, worker, sender, mail_server
 ):
+    """What is hopeless is tried once."""
     jobs("exit(1)")
     jobs("pass")
+    jobs("exit(65)")
     console = worker()
     senders = [sender(kind) for kind in ("mails", "images", "images")]
-    console.wait_for_line(r"cannot do the task: job 2 \(images\), try 5 of 5: CalledProcess.*")
-    wait_until(lambda: len(sql("SELECT * FROM jobs")) == 1, "the others are done")
-    [(number, kind, error)] = wait_until(lambda: sql("SELECT number, kind, error"), "it is kept")
-    assert (number, kind) == (2, "images") and "CalledProcessError" in error
+    wait_until(lambda: len(sql("SELECT number, kind, error")) == 2, "two are given up")
+    wait_until(lambda: len(sql("SELECT * FROM jobs")) == 2, "the others are done")
+    assert sql("SELECT number, tries FROM jobs ORDER BY number") == [(2, 5), (4, 1)]
+    assert all("resize.py" in error for *_, error in sql("SELECT number, kind, error"))
     assert [b"Tea!" in mail for mail in mail_server.mails] == [True] * (DEFERS + 1)
     (folder / "resize.py").write_text("")
     sql("UPDATE jobs SET tries = 0")
@@ -158,7 +181,7 @@ def test_an_emptied_queue_is_filled_again_from_the_table(queue, jobs, sql, worke
     """What the operator's page asks the table tells that its sender does not run."""
     sql("DELETE FROM jobs", **{"= 7": "= 1"})
     jobs("pass")
-    failing, unsent, _ = block("sql", "to_timestamp").splitlines()
+    failing, unsent = "SELECT number, kind, tries", "SELECT kind, count(*)"
     assert sql(failing) == sql(unsent) == []
     overdue = "UPDATE jobs SET send_at = send_at - 3600 WHERE number = 2"
     sql(overdue)

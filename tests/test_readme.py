@@ -14,7 +14,7 @@ from tests.harness.consoles import ROOT
 from tests.harness.pages import (
     LEARN,
     NOT_TYPED,
-    SERVICE,
+    PAGES,
     USE,
     block,
     blocks,
@@ -23,6 +23,7 @@ from tests.harness.pages import (
 )
 from tests.harness.scripts import DONE, FAILED
 from tests.test_compose import DOCKER
+from tests.test_jobs import EXPORT, SENDER
 from tests.test_service import TYPED
 from tests.tools import demo
 
@@ -31,7 +32,7 @@ CONSOLES = [command for one in blocks(LEARN + USE, "console") for command, _ in 
 
 def known():
     """Return the commands that other tests type, or none can."""
-    return {*NOT_TYPED, *TYPED, *DOCKER.values()}
+    return {*NOT_TYPED, *TYPED, *DOCKER.values(), EXPORT, SENDER}
 
 
 # --- Learn it ---
@@ -103,21 +104,21 @@ def test_the_lines_that_send_from_ones_own_program_confirm(broker, queue):
         send(url, b"in an alarm")
 
 
-# --- Both pages: all commands, files, links ---
+# --- All pages: all commands, files, links ---
 
 
 def test_each_command_is_typed_by_a_test_or_known_not_to_be():
     """The consoles of README.md are typed above, and that is seen there."""
     typed = known() | {*CONSOLES}
-    for command in commands(LEARN + USE + SERVICE):
+    for command in commands(PAGES):
         begins = any(one.startswith(f"{command} ") for one in typed)  # named, as in "after ..."
         assert command in typed or begins, f"no test types {command}"
-    pages = " ".join((LEARN + USE + SERVICE).split())
+    pages = " ".join(PAGES.split())
     for command in NOT_TYPED:
         assert command in pages or command.endswith((":", "why.")), command
 
 
-@pytest.mark.parametrize("page", ["README.md", ".github/service.md"])
+@pytest.mark.parametrize("page", ["README.md", ".github/jobs.md", ".github/service.md"])
 def test_the_files_and_sections_that_links_lead_to_are_there(page):
     for link in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text()):
         name, _, anchor = link.partition("#")

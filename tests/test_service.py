@@ -11,13 +11,13 @@ import pytest
 
 from tests.harness.brokers import run
 from tests.harness.consoles import ROOT
-from tests.harness.pages import NOT_TYPED, SERVICE, USE, blocks, commands, edited, typed
+from tests.harness.pages import JOBS, NOT_TYPED, SERVICE, USE, blocks, commands, edited, typed
 from tests.harness.scripts import DONE, WORKER, received
 from tests.harness.waiting import wait_until
 from worker import ADVICE
 
 INSTALL, BACK = blocks(SERVICE, "sh")
-UNIT, SENDER = blocks(SERVICE, "ini")
+[UNIT], [SENDER] = blocks(SERVICE, "ini"), blocks(JOBS, "ini")
 CONSOLES = {
     "second kind": typed("cp --preserve"),
     "sender": typed("cp -r"),

@@ -5,7 +5,9 @@ import re
 from tests.harness.consoles import ROOT
 
 LEARN, USE = (ROOT / "README.md").read_text().split("\n## Use it\n")
+JOBS = (ROOT / ".github/jobs.md").read_text()
 SERVICE = (ROOT / ".github/service.md").read_text()
+PAGES = LEARN + USE + JOBS + SERVICE
 CLUSTER = (ROOT / "tests/cluster/README.md").read_text()
 NOT_TYPED = (ROOT / "tests/not_typed.txt").read_text().splitlines()
 
@@ -24,7 +26,7 @@ def blocks(text, language):
 
 def block(language, words):
     """Return the one block of the pages in `language` in which `words` stand."""
-    found = [one for one in blocks(LEARN + USE + SERVICE, language) if words in one]
+    found = [one for one in blocks(PAGES, language) if words in one]
     assert len(found) == 1, f"{words!r} stands in {len(found)} blocks"
     return found[0]
 
