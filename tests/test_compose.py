@@ -150,7 +150,7 @@ def test_workers_in_containers_are_started_stopped_killed_and_looked_at(
     queue.publish(b"taken")
     file, task = service("take").split(": ")
     assert task == "taken\n"
-    service("send", FILE=file, **{"producer:PASSWORD@rabbitmq/jobs": GUEST})
+    service("send", FILE=file)
     service("go on")
     wait_until(lambda: "Received taken" in service("look"), "it was sent again")
 

@@ -18,13 +18,14 @@ import pytest
 from tests.harness.brokers import run
 from tests.harness.consoles import Console
 from tests.harness.pages import JOBS, block, edited, steps, typed
-from tests.harness.scripts import received_line
+from tests.harness.scripts import DONE, FAILED, received_line
 from tests.harness.waiting import wait_until
 
 FOUND = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 pytestmark = pytest.mark.skipif(not FOUND, reason="no PostgreSQL here; CI has it")
 
 EXPORT = typed("PGHOST=")[-1]
+LEFT = "SELECT number FROM jobs WHERE done_at IS NULL"
 SENDER = "python send_jobs.py images"
 
 DEFERS = 2  # mails, before the server takes one
@@ -77,38 +78,42 @@ def mail_server():
 
 @pytest.fixture
 def sql(postgres):
-    """Run a statement; of one of the operator's, its first words are enough. Return its rows."""
-
+    """Run a statement, and return its rows."""
     import psycopg  # it needs libpq, which comes with PostgreSQL
 
-    def run_one(words, **edits):
-        operators = block("sql", "to_timestamp")
-        [statement] = re.findall(f"^{re.escape(words)}.*", operators, re.MULTILINE) or [words]
+    def run_one(statement):
         with psycopg.connect(host=postgres, user="postgres") as database:
-            cursor = database.execute(edited(statement, edits))
+            cursor = database.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     return run_one
+
+
+def operators(words):
+    """Return the operator's statement that begins with `words`."""
+    [found] = re.findall(f"^{re.escape(words)}.*", block("sql", "to_timestamp"), re.MULTILINE)
+    return found
 
 
 @pytest.fixture
 def jobs(folder, mail_server, sql, postgres, monkeypatch):
     """The folder with the table and its programs: return how to add an image.
 
-    A job that failed is tried again at once, and resize.py runs its data as Python.
+    A job that failed is tried again at once, and images.py runs its data as Python.
     """
     host, port = mail_server.server_address
     mail = {
-        '"mail.shop.example"': f'"{host}", {port}',
-        "    server.starttls(context=ssl.create_default_context())\n": "",
+        '"mail.shop.example", 587': f'"{host}", {port}',
+        "server.starttls(context=ssl.create_default_context())\n": "",
+        'server.login("tea", os.environ["SMTP_PASSWORD"])\n': "",
     }
-    (folder / "kinds.py").write_text(edited(block("python", "smtplib"), mail))
-    (folder / "jobs.py").write_text(edited(block("python", "TRIES = "), {"60 * 4**tries": "-10"}))
-    (folder / "send_jobs.py").write_text(block("python", "from jobs"))
-    (folder / "resize.py").write_text("exec(input())")
+    (folder / "mails.py").write_text(edited(block("python", "smtplib"), mail))
+    (folder / "images.py").write_text("exec(input())")
+    quick = {"60 * 4**tries": "-10", "LONGEST = 1500": "LONGEST = 5"}
+    (folder / "jobs.py").write_text(edited(block("python", "TRIES = "), quick))
+    (folder / "send_jobs.py").write_text(block("python", "import run"))
     sql("DROP TABLE IF EXISTS jobs; DROP ROLE IF EXISTS worker")
-    for statements in ("CREATE TABLE jobs", "reader@"):
-        sql(block("sql", statements))
+    sql(block("sql", "CREATE TABLE jobs"))
     for name, value in {"HOST": postgres, "USER": "worker", "DATABASE": "postgres"}.items():
         monkeypatch.setenv(f"PG{name}", str(value))
     return lambda data: sql(f"INSERT INTO jobs (kind, data) VALUES ('images', '{data}')")
@@ -127,72 +132,102 @@ def sender(start, folder):
 def test_the_first_try_shows_what_the_page_says(
     queue, folder, jobs, sql, own_work, type_in, postgres
 ):
-    (folder / "resize.py").write_text(re.search("`(print.*)`", JOBS)[1])
-    sql(block("sql", "tea.png"))
+    (folder / "images.py").write_text(re.search("`(print.*)`", JOBS)[1])
+    for example in ("reader@", "tea.png"):
+        sql(block("sql", example))
     here = EXPORT.replace("localhost", str(postgres))
     type_in(f"{here}; exec {SENDER}")
     [(_, shown)] = steps(block("console", "Resized"))
     console = own_work("from jobs import work", folder)
-    console.wait_for_line(shown[-1].replace("[", r"\["))
+    console.wait_for_line(DONE)
     assert console.out == shown
 
 
 def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
     queue, folder, jobs, sql, worker, sender, mail_server
 ):
-    """What is hopeless is tried once."""
-    jobs("exit(1)")
-    jobs("pass")
-    jobs("exit(65)")
+    """What is hopeless is tried once, and what was asked for twice is done once."""
+    for data in ("exit(1)", "exit(65)", "pass"):
+        jobs(data)
+    for _ in range(2):
+        sql(block("sql", "reader@"))
+    sql("INSERT INTO jobs (kind, data) VALUES ('mails', '{}'), ('mails', 'no JSON')")
     console = worker()
     senders = [sender(kind) for kind in ("mails", "images", "images")]
-    wait_until(lambda: len(sql("SELECT number, kind, error")) == 2, "two are given up")
-    wait_until(lambda: len(sql("SELECT * FROM jobs")) == 2, "the others are done")
-    assert sql("SELECT number, tries FROM jobs ORDER BY number") == [(2, 5), (4, 1)]
-    assert all("resize.py" in error for *_, error in sql("SELECT number, kind, error"))
+    given_up = operators("SELECT number, kind, error")
+    wait_until(lambda: len(sql(given_up)) == len(sql(LEFT)) == 4, "the others are done")
+    assert sorted(sql("SELECT kind, tries, error FROM jobs WHERE done_at IS NULL")) == [
+        ("images", 1, "65"),
+        ("images", 5, "1"),
+        ("mails", 1, "65"),
+        ("mails", 1, "65"),
+    ]
     assert [b"Tea!" in mail for mail in mail_server.mails] == [True] * (DEFERS + 1)
-    (folder / "resize.py").write_text("")
-    sql("UPDATE jobs SET tries = 0")
-    wait_until(lambda: not sql("SELECT * FROM jobs"), "it is done when that is mended")
-    assert console.err == [] and not any(sender.lines for sender in senders)
+    (folder / "images.py").write_text("")
+    sql(operators("UPDATE jobs SET tries = 0"))
+    wait_until(lambda: len(sql(LEFT)) == 2, "the images are done when that is mended")
+    assert not any(re.fullmatch(FAILED, line) for line in console.err)
+    assert not any(sender.lines for sender in senders)
+    assert sorted(kind for kind, _ in sql(operators("SELECT kind, to"))) == ["images", "mails"]
 
 
 def test_a_job_in_hand_is_not_begun_again_until_it_counts_as_lost(
     queue, folder, jobs, sql, worker, sender
 ):
-    """It kills its worker, and what else is to be done goes on. It is given up as others are."""
-    sql("DELETE FROM jobs", **{"= 7": "= 1"})
+    """What kills its worker, takes too long, or is not wanted any more, is given up, too."""
     jobs("import time; time.sleep(999)")
     sender("images")
     first = worker()
-    first.wait_for_line(received_line("2"))
+    first.wait_for_line(received_line("1"))
     second = worker()
     first.kill()
-    second.wait_for_line("job 2 is not to be done now")
+    second.wait_for_line("job 1 is not to be done now")
     jobs("pass")
-    wait_until(lambda: len(sql("SELECT * FROM jobs")) == 1, "the next one is done")
-    assert sql("SELECT tries FROM jobs") == [(1,)]
-    sql("UPDATE jobs SET tries = 5, begin_at = 0, send_at = 0 WHERE number = 2")  # after LONGEST
-    second.wait_for_line(r"cannot do the task: job 2 .*died.*")
-    wait_until(lambda: sql("SELECT number, kind, error"), "it is given up")
+    wait_until(lambda: sql(LEFT) == [(1,)], "the next one is done")
+    sql("UPDATE jobs SET tries = 5, begin_at = 0, send_at = 0 WHERE number = 1")  # as after LOST
+    second.wait_for_line(r"cannot do the task: job 1 .*died")
+    jobs("import time; time.sleep(999)")
+    wait_until(lambda: sql("SELECT tries FROM jobs WHERE number = 3") == [(1,)], "it is in hand")
+    sql(operators("UPDATE jobs SET tries = 99").replace("= 7", "= 3"))
+    second.wait_for_line(r"cannot do the task: job 3 .*too long")
+    second.wait_for_line(DONE, count=4)
+    assert len(sql(operators("SELECT number, kind, error"))) == 2
+
+
+def test_what_was_done_is_recorded_when_the_database_is_back_but_for_its_own_try_alone(
+    queue, folder, jobs, sql, worker, sender
+):
+    (folder / "images.py").write_text("import os\nwhile not os.path.exists('go'): pass")
+    jobs("")
+    sender("images")
+    console = worker()
+    console.wait_for_line(received_line("1"))
+    wait_until(lambda: sql("SELECT tries FROM jobs") == [(1,)], "it is in hand")
+    sql("ALTER TABLE jobs RENAME TO away")
+    (folder / "go").touch()
+    console.wait_for_line("cannot record what was done: .*")
+    sql("UPDATE away SET tries = 2")  # as when another has begun it after LOST
+    sql("ALTER TABLE away RENAME TO jobs")
+    console.wait_for_line(DONE)
+    assert sql(LEFT) == [(1,)] and console.err == []
 
 
 def test_an_emptied_queue_is_filled_again_from_the_table(queue, jobs, sql, worker, sender):
     """What the operator's page asks the table tells that its sender does not run."""
-    sql("DELETE FROM jobs", **{"= 7": "= 1"})
     jobs("pass")
-    failing, unsent = "SELECT number, kind, tries", "SELECT kind, count(*)"
-    assert sql(failing) == sql(unsent) == []
-    overdue = "UPDATE jobs SET send_at = send_at - 3600 WHERE number = 2"
+    unsent = operators("SELECT kind, count(*)")
+    assert sql(unsent) == sql(operators("SELECT number, kind, tries")) == []
+    overdue = "UPDATE jobs SET send_at = send_at - 3600"
     sql(overdue)
     assert sql(unsent) == [("images", 1)]
     console = sender("images")
     wait_until(lambda: sql(unsent) == [], "it is sent")
-    assert queue.take_all() == [b"2"]
+    assert queue.take_all() == [b"1"]
     sql(overdue)  # as after an hour
     other = worker()
-    wait_until(lambda: not sql("SELECT * FROM jobs"), "it is done")
-    queue.publish(b"2", b"no number")
-    for number in (2, 0):
+    wait_until(lambda: not sql(LEFT), "it is done")
+    sql(operators("DELETE FROM jobs"))
+    queue.publish(b"1", b"no number")
+    for number in (1, 0):
         other.wait_for_line(f"job {number} is not to be done now")
-    assert other.err == console.lines == []
+    assert other.err == console.lines == [] and len(sql("SELECT * FROM jobs")) == 1

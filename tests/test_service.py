@@ -152,8 +152,8 @@ def test_in_the_vhost_a_task_that_kills_its_workers_is_parked_and_taken_off(
     (folder / "worker.env").write_text(f"AMQP_URL={worker}\n")
     parked = here("take parked")
     assert type_in(parked).wait() == 0
-    for task in ("deadly", "other"):
-        new_task(task, url=producer)
+    for task, url in {"deadly": producer, "other": worker}.items():
+        new_task(task, url=url)
     deadly = "import os\ndef work(body): os.kill(os.getpid(), 9)"
     for _ in range(6):
         assert own_work(deadly, url=worker).wait() == -9
@@ -181,7 +181,7 @@ def test_a_task_is_taken_off_into_a_file_and_sent_again(broker, queue, folder, t
     name = taken.out[0].split(":")[0]
     assert (folder / name).read_bytes() == body
     assert queue.take_all() == [b"next"]
-    again = edited(here("send lines"), {"FILE": name, "producer:PASSWORD": "guest:guest"})
+    again = edited(here("send lines"), {"FILE": name})
     assert type_in(again, url="unset").wait() == 0
     (folder / name).write_bytes(b"two\nlines")
     assert type_in(edited(here("send"), {"FILE": name})).wait() == 0
