@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.brokers import run
 from tests.harness.consoles import ROOT
-from tests.harness.pages import JOBS, NOT_TYPED, SERVICE, USE, blocks, commands, edited, typed
+from tests.harness.pages import JOBS, NOT_TYPED, SERVICE, blocks, commands, edited, typed
 from tests.harness.scripts import DONE, WORKER, received
 from tests.harness.waiting import wait_until
 from worker import ADVICE
@@ -31,10 +31,10 @@ CONSOLES = {
 }
 RABBITMQ = [
     one
-    for one in commands(SERVICE + USE, "sudo rabbitmqctl", "sudo rabbitmq-diagnostics")
+    for one in commands(SERVICE, "sudo rabbitmqctl", "sudo rabbitmq-diagnostics")
     if one not in NOT_TYPED
 ]
-SET_UP = [one for one in RABBITMQ if one in USE + SERVICE.split("### systemd")[0]]
+SET_UP = [one for one in RABBITMQ if one in SERVICE.split("### systemd")[0] or "images" in one]
 TYPED = sum(CONSOLES.values(), RABBITMQ)
 
 # What a test leaves out of a console: other machines and what needs a network or systemd; and where
