@@ -157,7 +157,7 @@ def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
         sql(block("sql", "reader@"))
     for reader, text in (("a@b, c@d", ""), ("nobody@b", ""), ("a@b", "Lost")):
         data = json.dumps({"to": reader, "text": text})
-        sql(f"INSERT INTO jobs (kind, data) VALUES ('mails', '{data}')")
+        sql(f"INSERT INTO jobs (kind, once, data) VALUES ('mails', true, '{data}')")
     console = worker()
     senders = [sender(kind) for kind in ("mails", "images", "images")]
     given_up = operators("SELECT number, kind, error")
@@ -165,11 +165,18 @@ def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
     assert sorted(sql("SELECT kind, tries, error FROM jobs WHERE done_at IS NULL")) == [
         ("images", 1, "65"),
         ("images", 5, "1"),
-        *[("mails", 1, "65")] * 3,
+        ("mails", 1, "65"),
+        ("mails", 1, "65"),
+        ("mails", 1, "66"),
     ]
     assert sum(b"Tea!" in mail for mail in mail_server.mails) == DEFERS + 1
     (folder / "images.py").write_text("")
-    sql(operators("UPDATE jobs SET tries = 0"))
+    sql(
+        operators("UPDATE jobs SET tries = 0, begin_at = 0, send_at = 0 WHERE").replace(
+            "= 7", "= 1"
+        )
+    )
+    sql(block("sql", "NOT IN").replace("mails", "images"))
     wait_until(lambda: len(sql(LEFT)) == 4, "what was not hopeless is done when that is mended")
     assert not any(re.fullmatch(FAILED, line) for line in console.err)
     assert not any(sender.lines for sender in senders)
@@ -190,13 +197,34 @@ def test_a_job_in_hand_is_not_begun_again_until_it_counts_as_lost(
     jobs("pass")
     wait_until(lambda: sql(LEFT) == [(1,)], "the next one is done")
     sql("UPDATE jobs SET tries = 5, begin_at = 0, send_at = 0 WHERE number = 1")  # as after LOST
-    second.wait_for_line(r"cannot do the task: job 1 .*died")
+    second.wait_for_line(r"cannot do the task: job 1 .*: 66")
     jobs("import time; time.sleep(999)")
     wait_until(lambda: sql("SELECT tries FROM jobs WHERE number = 3") == [(1,)], "it is in hand")
     sql(operators("DELETE FROM jobs WHERE number").replace("= 7", "= 3"))
-    second.wait_for_line(r"cannot do the task: job 3 .*too long")
-    second.wait_for_line(DONE, count=4)
-    assert len(sql(operators("SELECT number, kind, error"))) == 1
+    second.wait_for_line("job 3 took too long")
+    jobs("import os; os.kill(os.getpid(), 9)")
+    second.wait_for_line("job 4 was killed by signal 9", count=5)
+    given_up = operators("SELECT number, kind, error")
+    wait_until(lambda: {number for number, *_ in sql(given_up)} == {1, 4}, "they are given up")
+
+
+def test_what_is_to_be_done_once_is_given_up_where_nobody_knows(
+    queue, folder, jobs, sql, worker, sender
+):
+    jobs("import time; time.sleep(999)")
+    jobs("import os; os.kill(os.getpid(), 9)")
+    sql("UPDATE jobs SET once = true")
+    sender("images")
+    console = worker()
+    in_hand = operators("SELECT number, kind, tries")
+    wait_until(lambda: [row[3] for row in sql(in_hand)] == ["in hand"], "one is in hand")
+    console.kill()
+    given_up = operators("SELECT number, kind, error")
+    assert sql(given_up) == []
+    sql("UPDATE jobs SET begin_at = 0 WHERE error = 'in hand'")  # as after LOST
+    worker().wait_for_line("job 2 was killed by signal 9")
+    wait_until(lambda: len(sql(given_up)) == 2, "both are given up")
+    assert sql("SELECT error, tries FROM jobs ORDER BY number") == [("in hand", 1), ("66", 1)]
 
 
 def test_what_was_done_is_recorded_when_the_database_is_back_but_for_its_own_try_alone(
