@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -102,7 +103,7 @@ def operators(words):
 
 @pytest.fixture
 def jobs(folder, mail_server, sql, postgres, monkeypatch):
-    """The folder with the table and its programs: return how to add an image.
+    """The folder with the table and its programs: return how to add a job.
 
     A job that failed is tried again at once, and images.py runs its data as Python.
     """
@@ -121,7 +122,11 @@ def jobs(folder, mail_server, sql, postgres, monkeypatch):
     sql(block("sql", "CREATE TABLE jobs"))
     for name, value in {"HOST": postgres, "USER": "worker", "DATABASE": "postgres"}.items():
         monkeypatch.setenv(f"PG{name}", str(value))
-    return lambda data: sql(f"INSERT INTO jobs (kind, data) VALUES ('images', '{data}')")
+    requests = itertools.count()
+    return lambda data, kind="images": sql(
+        "INSERT INTO jobs (request, kind, once, data) "
+        f"VALUES ('{next(requests)}', '{kind}', {kind == 'mails'}, '{data}')"
+    )
 
 
 @pytest.fixture
@@ -156,8 +161,7 @@ def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
     for _ in range(2):
         sql(block("sql", "reader@"))
     for reader, text in (("a@b, c@d", ""), ("nobody@b", ""), ("a@b", "Lost")):
-        data = json.dumps({"to": reader, "text": text})
-        sql(f"INSERT INTO jobs (kind, once, data) VALUES ('mails', true, '{data}')")
+        jobs(json.dumps({"to": reader, "text": text}), "mails")
     console = worker()
     senders = [sender(kind) for kind in ("mails", "images", "images")]
     given_up = operators("SELECT number, kind, error")
@@ -246,17 +250,17 @@ def test_what_was_done_is_recorded_when_the_database_is_back_but_for_its_own_try
 
 
 def test_an_emptied_queue_is_filled_again_from_the_table(queue, jobs, sql, worker, sender):
-    """What the operator's page asks the table tells that its sender does not run."""
+    """What the operator's page asks the table tells that a job is not begun."""
     jobs("pass")
-    unsent = operators("SELECT kind, count(*)")
-    assert sql(unsent) == sql(operators("SELECT number, kind, tries")) == []
-    overdue = "UPDATE jobs SET send_at = send_at - 3600"
-    sql(overdue)
-    assert sql(unsent) == [("images", 1)]
+    waiting = operators("SELECT kind, count(*)")
+    assert sql(waiting) == sql(operators("SELECT number, kind, tries")) == []
+    sql("UPDATE jobs SET made_at = made_at - 3601")
+    assert sql(waiting) == [("images", 1)]
     console = sender("images")
-    wait_until(lambda: sql(unsent) == [], "it is sent")
-    assert queue.take_all() == [b"1"]
-    sql(overdue)  # as after an hour
+    sent = "SELECT * FROM jobs WHERE send_at > extract(epoch FROM now())"
+    wait_until(lambda: sql(sent), "it is sent")
+    assert queue.take_all() == [b"1"] and sql(waiting) == [("images", 1)]
+    sql("UPDATE jobs SET send_at = send_at - 3600")  # as after an hour
     other = worker()
     wait_until(lambda: not sql(LEFT), "it is done")
     sql(operators("DELETE FROM jobs WHERE done_at"))

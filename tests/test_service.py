@@ -8,6 +8,7 @@ from functools import partial
 
 import pika
 import pytest
+import trustme
 
 from tests.harness.brokers import run
 from tests.harness.consoles import ROOT
@@ -16,7 +17,7 @@ from tests.harness.scripts import DONE, WORKER, received
 from tests.harness.waiting import wait_until
 from worker import ADVICE
 
-INSTALL, BACK = blocks(SERVICE, "sh")
+INSTALL, BACK, OLD_PAIR = blocks(SERVICE, "sh")
 [UNIT], [SENDER] = blocks(SERVICE, "ini"), blocks(JOBS, "ini")
 CONSOLES = {
     "second kind": typed("cp --preserve"),
@@ -99,6 +100,26 @@ def test_the_files_of_a_second_kind_of_long_tasks_and_of_a_bad_network_are_writt
     assert (folder / "images.env").read_text() == patient
     assert (folder / "images@images.service.d/sender.conf").read_text() == SENDER
     assert (folder / "90-timeout.conf").read_text() == "consumer_timeout = 7200000\n"
+
+
+def test_an_old_certificate_is_put_back_only_if_it_is_a_pair_and_the_new_one_is_kept(
+    folder, type_in
+):
+    """Also through a link, as certbot's."""
+    authority = trustme.CA()
+    for name in ("new", "OLD", "other"):
+        pair = authority.issue_cert("rabbitmq.example")
+        pair.cert_chain_pems[0].write_to_path(folder / f"{name}.crt")
+        pair.private_key_pem.write_to_path(folder / f"{name}.key")
+    (folder / "CERTFILE").symlink_to("new.crt")
+    shutil.copy(folder / "new.key", folder / "KEYFILE")
+    assert type_in(in_folder(edited(OLD_PAIR, {"OLD.key": "other.key"}))).wait() == 1
+    assert (folder / "CERTFILE").is_symlink()
+    assert type_in(in_folder(OLD_PAIR)).wait() == 0
+    for name, suffix in {"CERTFILE": "crt", "KEYFILE": "key"}.items():
+        [kept] = folder.glob(f"{name}.*")
+        assert kept.read_bytes() == (folder / f"new.{suffix}").read_bytes()
+        assert (folder / name).read_bytes() == (folder / f"OLD.{suffix}").read_bytes()
 
 
 # --- What is typed on RabbitMQ's machine ---
