@@ -22,7 +22,7 @@ INSTALL, BACK, OLD_PAIR = blocks(SERVICE, "sh")
 CONSOLES = {
     "second kind": typed("cp --preserve"),
     "sender": typed("cp -r"),
-    "two hours": typed("TimeoutStopSec=2h") + typed("90-timeout.conf"),
+    "two hours": typed("TimeoutStopSec=150min") + typed("90-timeout.conf"),
     "patient": typed("heartbeat=60"),
     "take": typed("take.py\n"),
     "take parked": typed("take.py parked"),
@@ -95,7 +95,7 @@ def test_the_files_of_a_second_kind_of_long_tasks_and_of_a_bad_network_are_writt
     (folder / "worker@mails.service.d/sender.conf").write_text(SENDER)
     (folder / "worker.env").write_text("AMQP_URL=amqp://one/jobs,amqps://two/jobs\n")
     assert type_in(here("two hours", "patient", "second kind", "sender")).wait() == 0
-    assert (folder / "images@.service").read_text() == edited(UNIT, {"30min": "2h"})
+    assert (folder / "images@.service").read_text() == edited(UNIT, {"30min": "150min"})
     patient = "AMQP_URL=amqp://one/images?heartbeat=60,amqps://two/images?heartbeat=60\n"
     assert (folder / "images.env").read_text() == patient
     assert (folder / "images@images.service.d/sender.conf").read_text() == SENDER
