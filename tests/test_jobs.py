@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(not FOUND, reason="no PostgreSQL here; CI has it
 EXPORT = typed("PGHOST=")[-1]
 LEFT = "SELECT number FROM jobs WHERE done_at IS NULL"
 SENDER = "python send_jobs.py images"
+STARTS = typed("mails.py 0")[0]
 
 DEFERS = 2  # mails, before the server takes one
 
@@ -153,7 +154,7 @@ def test_the_first_try_shows_what_the_page_says(
 
 
 def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
-    queue, folder, jobs, sql, worker, sender, mail_server
+    queue, folder, jobs, sql, worker, sender, mail_server, type_in
 ):
     """What is hopeless is tried once, and what was asked for twice is done once."""
     for data in ("exit(75)", "exit(65)", "pass"):
@@ -162,6 +163,8 @@ def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
         sql(block("sql", "reader@"))
     for reader, text in (("a@b, c@d", ""), ("nobody@b", ""), ("a@b", "Lost")):
         jobs(json.dumps({"to": reader, "text": text}), "mails")
+    starts = type_in(re.sub("sudo |/opt/worker/(.venv/bin/)?", "", STARTS))
+    assert (starts.wait(), starts.out) == (65, steps(block("console", STARTS))[0][1])
     console = worker()
     senders = [sender(kind) for kind in ("mails", "images", "images")]
     given_up = operators("SELECT number, kind, error")
@@ -230,10 +233,13 @@ def test_what_is_to_be_done_once_is_given_up_where_nobody_knows(
     assert sql("SELECT error, tries FROM jobs ORDER BY number") == [("in hand", 1), ("-9", 1)]
 
 
-def test_what_was_done_is_recorded_when_the_database_is_back_but_for_its_own_try_alone(
-    queue, folder, jobs, sql, worker, sender
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_became_of_a_try_is_recorded_when_the_database_is_back_and_of_no_other_try(
+    queue, folder, jobs, sql, worker, sender, status
 ):
-    (folder / "images.py").write_text("import os\nwhile not os.path.exists('go'): pass")
+    (folder / "images.py").write_text(
+        f"import os\nwhile not os.path.exists('go'): pass\nexit({status})"
+    )
     jobs("")
     sender("images")
     console = worker()
@@ -245,7 +251,7 @@ def test_what_was_done_is_recorded_when_the_database_is_back_but_for_its_own_try
     sql("UPDATE away SET tries = 2")  # as when another has begun it after LOST
     sql("ALTER TABLE away RENAME TO jobs")
     console.wait_for_line(DONE)
-    assert sql(LEFT) == [(1,)] and console.err == []
+    assert sql("SELECT error FROM jobs") == [("in hand",)] and console.err == []
 
 
 def test_an_emptied_queue_is_filled_again_from_the_table(queue, jobs, sql, worker, sender):
