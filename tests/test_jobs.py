@@ -163,7 +163,7 @@ def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
         sql(block("sql", "reader@"))
     for reader, text in (("a@b, c@d", ""), ("nobody@b", ""), ("a@b", "Lost")):
         jobs(json.dumps({"to": reader, "text": text}), "mails")
-    starts = type_in(re.sub("sudo |/opt/worker/(.venv/bin/)?", "", STARTS))
+    starts = type_in(re.sub("sudo --user worker |/opt/worker/(.venv/bin/)?", "", STARTS))
     assert (starts.wait(), starts.out) == (65, steps(block("console", STARTS))[0][1])
     console = worker()
     senders = [sender(kind) for kind in ("mails", "images", "images")]
@@ -184,8 +184,12 @@ def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
     assert not any(re.fullmatch(FAILED, line) for line in console.err)
     assert not any(sender.lines for sender in senders)
     (folder / "mails.py").write_text("")
-    sql(operators(f"{again}number").replace("= 7", "= 8"))
-    wait_until(lambda: len(sql(LEFT)) == 3, "so is one that is tried again by hand")
+    sql(block("sql", "'1', '2'"))
+    wait_until(lambda: len(sql(LEFT)) == 3, "so is what a program that could not start gave up")
+    sql(operators(f"{again}number"))
+    wait_until(lambda: len(sql(LEFT)) == 2, "so is one that is tried again by hand")
+    sql(operators("UPDATE jobs SET done_at").replace("= 7", "= 2"))
+    assert len(sql(LEFT)) == 1
     assert sorted(kind for kind, _ in sql(operators("SELECT kind, to"))) == ["images", "mails"]
 
 
