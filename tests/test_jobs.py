@@ -30,6 +30,7 @@ EXPORT = typed("PGHOST=")[-1]
 LEFT = "SELECT number FROM jobs WHERE done_at IS NULL"
 SENDER = "python send_jobs.py images"
 STARTS = typed("mails.py 0")[0]
+ALERT = typed("psql")[0]
 
 DEFERS = 2  # mails, before the server takes one
 
@@ -263,8 +264,10 @@ def test_an_emptied_queue_is_filled_again_from_the_table(queue, jobs, sql, worke
     jobs("pass")
     waiting = operators("SELECT kind, count(*)")
     assert sql(waiting) == sql(operators("SELECT number, kind, tries")) == []
+    assert run("bash", "-c", ALERT) == ""
     sql("UPDATE jobs SET made_at = made_at - 3601")
     assert sql(waiting) == [("images", 1)]
+    assert run("bash", "-c", ALERT) == "1|images|\n"
     console = sender("images")
     sent = "SELECT * FROM jobs WHERE send_at > extract(epoch FROM now())"
     wait_until(lambda: sql(sent), "it is sent")

@@ -23,7 +23,7 @@ from tests.harness.pages import (
 )
 from tests.harness.scripts import DONE, FAILED
 from tests.test_compose import DOCKER
-from tests.test_jobs import EXPORT, SENDER, STARTS
+from tests.test_jobs import ALERT, EXPORT, SENDER, STARTS
 from tests.test_service import TYPED
 from tests.tools import demo
 
@@ -32,7 +32,7 @@ CONSOLES = [command for one in blocks(LEARN + USE, "console") for command, _ in 
 
 def known():
     """Return the commands that other tests type, or none can."""
-    return {*NOT_TYPED, *TYPED, *DOCKER.values(), EXPORT, SENDER, STARTS}
+    return {*NOT_TYPED, *TYPED, *DOCKER.values(), ALERT, EXPORT, SENDER, STARTS}
 
 
 # --- Learn it ---
