@@ -19,7 +19,7 @@ import pytest
 
 from tests.harness.brokers import run
 from tests.harness.consoles import Console
-from tests.harness.pages import JOBS, SERVICE, block, blocks, edited, steps, typed
+from tests.harness.pages import JOBS, block, blocks, edited, steps, typed
 from tests.harness.scripts import DONE, FAILED, received_line
 from tests.harness.waiting import wait_until
 
@@ -99,7 +99,7 @@ def sql(postgres):
 
 def operators(words):
     """Return the operator's statement that begins with `words`."""
-    [found] = re.findall(f"^{re.escape(words)}.*", "".join(blocks(SERVICE, "sql")), re.MULTILINE)
+    [found] = re.findall(f"^{re.escape(words)}.*", "".join(blocks(JOBS, "sql")), re.MULTILINE)
     return found
 
 
