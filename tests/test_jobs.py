@@ -145,13 +145,16 @@ def test_the_first_try_shows_what_the_page_says(
     queue, folder, jobs, sql, own_work, type_in, postgres
 ):
     (folder / "images.py").write_text(re.search("`(print.*)`", JOBS)[1])
-    sql(block("sql", "tea.png"))
+    for example in ("tea.png", "reader@"):
+        sql(block("sql", example))
     here = EXPORT.replace("localhost", str(postgres))
     type_in(f"{here}; exec {SENDER}")
     [(_, shown)] = steps(block("console", "Resized"))
     console = own_work("from jobs import work", folder)
     console.wait_for_line(DONE)
     assert console.out == shown
+    unsent = sql("SELECT kind FROM jobs WHERE send_at <= extract(epoch FROM now())")
+    assert unsent == [("mails",)]  # it is another sender's
 
 
 def test_a_job_is_tried_until_it_is_done_or_given_up_and_none_blocks_another(
