@@ -31,6 +31,7 @@ LEFT = "SELECT number FROM jobs WHERE done_at IS NULL"
 SENDER = "python send_jobs.py images"
 STARTS = typed("mails.py 0")[0]
 ALERT = typed("psql")[0]
+TYPED = [ALERT, EXPORT, SENDER, STARTS]
 
 DEFERS = 2  # mails, before the server takes one
 

@@ -10,6 +10,7 @@ import sqlite3
 import pika
 import pytest
 
+from tests import test_jobs, test_service
 from tests.harness.consoles import ROOT
 from tests.harness.pages import (
     LEARN,
@@ -23,8 +24,6 @@ from tests.harness.pages import (
 )
 from tests.harness.scripts import DONE, FAILED
 from tests.test_compose import DOCKER
-from tests.test_jobs import ALERT, EXPORT, SENDER, STARTS
-from tests.test_service import TYPED
 from tests.tools import demo
 
 CONSOLES = [command for one in blocks(LEARN + USE, "console") for command, _ in steps(one)]
@@ -32,7 +31,7 @@ CONSOLES = [command for one in blocks(LEARN + USE, "console") for command, _ in 
 
 def known():
     """Return the commands that other tests type, or none can."""
-    return {*NOT_TYPED, *TYPED, *DOCKER.values(), ALERT, EXPORT, SENDER, STARTS}
+    return {*NOT_TYPED, *test_jobs.TYPED, *test_service.TYPED, *DOCKER.values()}
 
 
 # --- Learn it ---

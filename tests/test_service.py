@@ -69,7 +69,6 @@ def test_the_units_are_such_as_systemd_takes(tmp_path):
 
 
 def test_versions_are_installed_changed_and_left_again(folder, type_in):
-
     def paste(text, status=0):
         assert type_in(in_folder(text)).wait() == status
 
